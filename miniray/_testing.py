@@ -1,0 +1,35 @@
+"""Looks inside for tests: what no public call tells. Not an interface; may change any day."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from miniray import api
+
+
+def object_exists(ref: Any) -> bool:
+    """True when a sealed copy of the object (a reference or its id) is in this node's store."""
+    id = ref if isinstance(ref, bytes) else ref.binary()
+    return bool(api.connected_worker().store.contains(id))
+
+
+def get_all_reference_counts() -> dict[bytes, dict[str, int]]:
+    """Hex id (as bytes) → {"local": references here, "submitted": tasks that hold it}, without zeros."""
+    worker = api.connected_worker()
+    worker.collect_released()
+    with worker.lock:
+        entries = list(worker.owner.directory.objects.values())
+    return {
+        entry.id.hex().encode(): {"local": entry.local, "submitted": entry.pins}
+        for entry in entries
+        if entry.local or entry.pins
+    }
+
+
+def get_memory_store_size() -> int:
+    """How many objects this process keeps in its own memory."""
+    from miniray.core.directory import INLINE
+
+    worker = api.connected_worker()
+    with worker.lock:
+        return sum(entry.state == INLINE for entry in worker.owner.directory.objects.values())

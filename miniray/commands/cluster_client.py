@@ -1,0 +1,82 @@
+"""One way to ask a cluster something, for the commands that look at it.
+
+A cluster with a head on a TCP port is asked there (`rpc.Call`). A local session listens on no
+port: the command attaches to its socket as a driver does, asks, and leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from miniray import config
+from miniray.commands.options import require_token
+from miniray.runtime import sessions
+
+Request = Callable[[str, Any], Any]
+"""request(field of ControlRequest, message) -> ControlReply; ClickException when it was refused."""
+
+
+@contextmanager
+def connect(address: str | None) -> Iterator[tuple[Request, str]]:
+    """(request, where it goes) for --address, MINIRAY_ADDRESS or the newest session here."""
+    wanted = address or str(config.get("address")) or "auto"
+    session = sessions.find(wanted)
+    if session is not None and not session.address:
+        with _attached(session) as request:
+            yield request, f"local session {session.directory.name}"
+        return
+    if session is not None:
+        wanted = session.address
+    if wanted in ("auto", "local"):
+        raise click.ClickException(
+            "no session of this user is running here: give --address HOST:PORT, or `miniray start --head`"
+        )
+    token = require_token(wanted)
+    with _called(wanted, token) as request:
+        yield request, wanted
+
+
+@contextmanager
+def _called(address: str, token: str) -> Iterator[Request]:
+    import asyncio
+
+    from miniray._proto import gcs_pb2
+    from miniray.runtime import rpc
+
+    def request(field: str, message: Any) -> Any:
+        wanted = gcs_pb2.ControlRequest(**{field: message})
+        try:
+            reply = asyncio.run(rpc.call_head(address, token, wanted))
+        except rpc.RpcError as error:
+            raise click.ClickException(str(error)) from error
+        if reply.failure.kind:
+            raise click.ClickException(reply.failure.message)
+        return reply
+
+    yield request
+
+
+@contextmanager
+def _attached(session: sessions.Session) -> Iterator[Request]:
+    from miniray.exceptions import RayError
+    from miniray.runtime import worker
+
+    core = worker.connect_driver(
+        socket_path=session.socket, token=session.token(), namespace="", runtime_env="",
+        entrypoint="miniray command line", sys_path=[], metadata={}, log_to_driver=False,
+    )  # fmt: skip
+
+    def request(field: str, message: Any) -> Any:
+        try:
+            return core.request(field, message)
+        except RayError as error:
+            raise click.ClickException(str(error)) from error
+
+    try:
+        yield request
+    finally:
+        core.shutdown()

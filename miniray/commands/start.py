@@ -1,0 +1,104 @@
+"""`miniray start`: a head with a node, or a node that joins one, as background daemons.
+
+This command waits until the daemons can be reached, prints how to connect, and leaves. What they
+write to stderr is kept in the state directory: it outlives the session.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from miniray.commands import options as opts
+from miniray.commands.stop import Target, end
+from miniray.runtime import agent, launch, sessions
+from miniray.runtime.daemon import HeadOptions, NodeOptions
+
+LOGS_KEPT = 40
+
+
+@click.command()
+@click.option("--head", "is_head", is_flag=True, help="Start a cluster: a head and a node.")
+@click.option("--address", metavar="HOST:PORT", help="Join the cluster whose head is there.")
+@click.option("--block", is_flag=True, help="Stay until a daemon ends, and end them all on Ctrl-C.")
+@opts.head_options
+@opts.shared_options
+@opts.node_options
+@opts.ignored_ray_options
+def start(is_head: bool, address: str | None, block: bool, **values: Any) -> None:
+    """Start a head with a node, or a node that joins one, in the background."""
+    if is_head == bool(address):
+        raise click.UsageError("give either --head or --address HOST:PORT")
+    opts.check_host(values["host"], values["plain_text"])
+    started: list[Target] = []
+    try:
+        if address is None:
+            token = opts.cluster_token() or secrets.token_hex(32)
+            started.append(run("head", opts.head_daemon(values, token)))
+            address = started[0].session.address
+        else:
+            token = opts.require_token(address)
+        started.append(run("node", opts.node_daemon(values, token, address, is_head=is_head)))
+    except BaseException:
+        end(started[::-1], force=False)
+        raise
+    announce(is_head, address, started[-1].session)
+    if block:
+        stay(started)
+
+
+def run(kind: str, options: HeadOptions | NodeOptions) -> Target:
+    """Start one daemon; ClickException with its last words if it does not come up."""
+    log = log_file(kind)
+    with log.open("wb") as output:
+        try:
+            ready = launch.start_daemon(kind, options, output=output.fileno())
+        except RuntimeError as error:
+            lines = agent.tail_of(str(log)).strip().splitlines()
+            said = f"\n{lines[-1]}\n(all of it: {log})" if lines else ""
+            raise click.ClickException(f"{error}{said}") from error
+    for session in sessions.living():
+        if session.pid == ready["pid"]:
+            return Target(session)
+    raise click.ClickException(f"the {kind} ended right after its start: {log}")
+
+
+def log_file(kind: str) -> Path:
+    """A new log in $XDG_STATE_HOME/miniray/logs (~/.local/state/…); old ones go."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    logs = Path(base) / "miniray" / "logs"
+    logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for old in sorted(logs.glob("*.log"), key=lambda path: path.stat().st_mtime)[:-LOGS_KEPT]:
+        old.unlink(missing_ok=True)
+    return logs / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+
+
+def announce(is_head: bool, address: str, node: sessions.Session) -> None:
+    """One screen: what runs, how to connect, how to stop."""
+    if not is_head:
+        click.echo(f"Joined the cluster at {address} as node {node.node_id[:12]}.")
+        click.echo("  Leave it:  miniray stop")
+        return
+    click.echo(f"A head and a node are running at {address}.\n")
+    click.echo(f"  Run a program:  MINIRAY_ADDRESS={address} python program.py")
+    click.echo(f"  or in it:       ray.init(address='{address}')")
+    click.echo(f"  Add a node:     miniray start --address='{address}'")
+    click.echo(f"                  elsewhere with MINIRAY_AUTH_TOKEN from {node.directory / 'token'}")
+    click.echo(f"  Look:           miniray status --address={address}")
+    click.echo("  Stop:           miniray stop")
+
+
+def stay(started: list[Target]) -> None:
+    """Until a daemon ends or Ctrl-C, then end them all."""
+    try:
+        select.select([target.fd for target in started if target.fd is not None], [], [])
+    except KeyboardInterrupt:
+        pass
+    finally:
+        end(started[::-1], force=False)

@@ -1,0 +1,1 @@
+"""State machines of the cluster: pure decisions, no I/O. Start with `contract`."""

@@ -1,0 +1,206 @@
+"""Actor calls at their caller: one queue per actor, sent in submission order.
+
+::
+
+    PENDING ──alive──▶ ALIVE ──worker gone──▶ RESTARTING ──alive──▶ ALIVE
+       └──────────────── dead ───────────────────┴────────▶ DEAD (with its cause)
+
+Calls wait here until the actor has an address and their arguments have values; the head of the
+queue holds the rest back, so one caller's calls start in the order they were made (unless the
+actor allows out-of-order execution). A call in flight when the actor dies fails, unless it may
+be retried (`max_task_retries`): then it goes back to its place and is sent again after the
+restart. Pure. Effects: the `TaskRecord` itself (push it), `HandleGone` once per actor.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .directory import Address, attempt_ended
+from .submission import Remote
+from .tasks import PUSHED, READY, WAITING, TaskRecord
+
+PENDING, ALIVE, RESTARTING, DEAD = "PENDING_CREATION", "ALIVE", "RESTARTING", "DEAD"
+
+
+@dataclass(slots=True)
+class HandleGone:
+    """No handle is left anywhere and every call is answered: the actor may end."""
+
+    actor_id: bytes
+
+
+class ActorClient:
+    """One actor as this process sees it.
+
+    `handles` is False, at the creator, once no process has one; `owned` is True at the creator.
+    `failure` is the cause once it is DEAD; `spec` whatever the shell wants to keep.
+    """
+
+    __slots__ = (
+        "id", "state", "remote", "queue", "handles", "owned", "detached", "failure", "max_task_retries",
+        "max_pending_calls", "out_of_order", "spec", "restarts", "reason", "told", "subscribed",
+    )  # fmt: skip
+
+    def __init__(self, actor_id: bytes) -> None:
+        self.id = actor_id
+        self.state = PENDING
+        self.remote: Remote | None = None
+        self.queue: deque[TaskRecord] = deque()
+        self.handles = True
+        self.owned = False
+        self.detached = False
+        self.failure: Any = None
+        self.max_task_retries = 0
+        self.max_pending_calls = -1
+        self.out_of_order = False
+        self.spec: Any = None
+        self.restarts = 0
+        self.reason = ""
+        self.told = False
+        self.subscribed = False
+
+    @property
+    def pending_calls(self) -> int:
+        """Calls submitted and not yet answered."""
+        return len(self.queue) + (len(self.remote.inflight) if self.remote is not None else 0)
+
+
+class ActorCalls:
+    """All actors that one process talks to."""
+
+    def __init__(self, out: list[Any], remotes: dict[Address, Remote]) -> None:
+        self.out = out
+        self.remotes = remotes
+        self.clients: dict[bytes, ActorClient] = {}
+        self.still_ready: Callable[[TaskRecord], bool] = lambda record: True
+        """Asked before a push; makes a call unresolved again whose argument was lost meanwhile."""
+
+    def client(self, actor_id: bytes) -> ActorClient:
+        """The client of an actor; made at first use."""
+        client = self.clients.get(actor_id)
+        if client is None:
+            client = self.clients[actor_id] = ActorClient(actor_id)
+        return client
+
+    def submitted(self, now: float, record: TaskRecord) -> None:
+        """A call was made; `record.unresolved` says how many arguments are still missing."""
+        client: ActorClient = record.client
+        client.queue.append(record)
+        if client.state == ALIVE:
+            self.flush(now, client)
+
+    def flush(self, now: float, client: ActorClient) -> None:
+        """Push what may go."""
+        if client.state != ALIVE or client.remote is None:
+            return
+        queue = client.queue
+        if client.out_of_order and any(r.unresolved for r in queue):
+            ready = [r for r in queue if self._may_go(r)]
+            client.queue = deque(r for r in queue if r.unresolved)
+        else:
+            ready = []
+            while queue and self._may_go(queue[0]):
+                ready.append(queue.popleft())
+        for record in ready:
+            record.pushed_at = now
+            client.remote.take(record)
+            self.out.append(record)
+
+    def _may_go(self, record: TaskRecord) -> bool:
+        return not record.unresolved and (record.dependencies is None or self.still_ready(record))
+
+    def updated(
+        self, now: float, actor_id: bytes, state: str, address: Address | None, restarts: int, failure: Any
+    ) -> list[TaskRecord]:
+        """News of an actor from the GCS. Returns the calls that can never be answered."""
+        client = self.clients.get(actor_id)
+        if client is None or client.state == DEAD or restarts < client.restarts:
+            return []
+        client.restarts = restarts
+        lost: list[TaskRecord] = []
+        if state == ALIVE:
+            assert address is not None
+            if client.remote is not None and client.remote.address == address and address not in self.remotes:
+                return []   # late news: that process is known to have died
+            if client.remote is None or client.remote.address != address:
+                lost = self._detach(client)
+                client.remote = self.remotes.get(address)
+                if client.remote is None:
+                    client.remote = self.remotes[address] = Remote(address)
+            client.state = ALIVE
+            self.flush(now, client)
+        elif state == DEAD:
+            client.state = DEAD
+            client.failure = failure
+            lost = self._detach(client, retry=False)
+            lost += client.queue
+            client.queue = deque()
+        else:
+            client.state = state
+            if state == RESTARTING:
+                lost = self._detach(client)
+        return lost
+
+    def remote_gone(self, client: ActorClient) -> None:
+        """The actor's process died: nothing more is sent; the GCS will say what becomes of it."""
+        if client.state == ALIVE:
+            client.state = RESTARTING
+
+    def _detach(self, client: ActorClient, retry: bool = True) -> list[TaskRecord]:
+        """Leave the old process: calls that may be retried go back to the queue's head."""
+        remote, client.remote = client.remote, None
+        if remote is None:
+            return []
+        lost, again = [], []
+        for record in list(remote.inflight.values()):
+            if record.client is not client:
+                continue
+            del remote.inflight[record.call]
+            record.remote = None
+            attempt_ended(record.returns, remote.address[0])
+            if retry and record.retries_left != 0 and not record.cancel_requested:
+                record.retries_left -= record.retries_left > 0
+                record.attempt += 1
+                record.state = READY
+                again.append(record)
+            else:
+                lost.append(record)
+        client.queue.extendleft(reversed(again))
+        return lost
+
+    def withdrawn(self, now: float, record: TaskRecord) -> None:
+        """A call that was not pushed leaves the queue: cancelled, or an argument failed.
+
+        Those behind it need not wait for it any more.
+        """
+        client: ActorClient = record.client
+        assert record.state != PUSHED, record
+        if client.state != DEAD:    # else the queue is given up already
+            client.queue.remove(record)
+            self.flush(now, client)
+
+    def handles_gone(self, client: ActorClient) -> None:
+        """No process has a handle any more (the object that handles carry was freed)."""
+        client.handles = False
+        self.consider(client)
+
+    def consider(self, client: ActorClient) -> None:
+        """Tell the GCS when the last handle is gone and every call is answered."""
+        if client.handles or not client.owned or client.detached or client.told or client.state == DEAD:
+            return
+        if client.queue or (client.remote is not None and client.remote.inflight):
+            return
+        client.told = True
+        self.out.append(HandleGone(client.id))
+
+    def check(self) -> None:
+        """Each queued call belongs to its client and is not in flight."""
+        for client in self.clients.values():
+            for record in client.queue:
+                assert record.client is client and record.state in (WAITING, READY), record
+            if client.state == DEAD:
+                assert not client.queue and client.remote is None

@@ -1,0 +1,398 @@
+"""Room in the node's object store: what to evict, what to spill, what to restore, when to refuse.
+
+Clients allocate in the shared segment without asking. One that finds no room sends `MakeRoom`;
+this machine takes stock (`SurveyStore`) and, for the oldest waiting request first::
+
+    enough free in one piece ──▶ RoomReply
+    else delete unpinned secondary copies, oldest use first
+    else write unpinned primary copies to disk, in batches (`SpillObjects`), and take stock again
+    else wait for pins to go, `ROOM_WAIT_S` at most, then refuse, saying who holds the store
+
+A request larger than the store is refused at once. A spilled object stays the node's copy: it is
+served to other nodes from the file and restored for local readers as a secondary copy, so that
+evicting it again costs nothing.
+
+Pure; runs inside `core.node.Node`. Limits: above `SPILL_FROM` of the store spilling starts
+unasked; room is granted, not reserved: a client that loses a race asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from miniray._proto import common_pb2 as common
+from miniray._proto import worker_pb2
+from miniray.core import ids, store_refusals
+from miniray.core.contract import Stories
+from miniray.core.node_effects import (
+    DeleteObjects,
+    DropSpilled,
+    RestoreObject,
+    SpillObjects,
+    StoredObject,
+    Survey,
+    SurveyStore,
+    to_client,
+)
+from miniray.core.relay import Relay
+
+SPILL_FROM = 0.8
+SPILL_BATCH_BYTES = 100 << 20
+SPILL_BATCH_OBJECTS = 2000
+ROOM_WAIT_S = 10.0
+RETRY_S = 0.05
+HEADER_ALLOWANCE = 4096
+"""Bytes beyond the payload that an allocation may need (alignment, block header)."""
+
+FREED_EARLY_KEPT = 1024
+GONE_KEPT = 4096
+
+FREED = -1
+"""In place of a size: the object was freed while it was being written to disk."""
+
+Done = Callable[[float, common.Failure | None], None]
+
+Owner = tuple[bytes, bytes]
+"""(node id, worker id) of the worker that owns an object."""
+
+NOBODY: Owner = (b"", b"")
+"""The owner of an object about which nobody told the raylet."""
+
+
+@dataclass(slots=True)
+class Held:
+    """What the raylet knows of an object of this node."""
+
+    size: int
+    owner: Owner = NOBODY
+
+
+UNKNOWN = Held(0)
+
+
+@dataclass(slots=True)
+class Room:
+    """One request that waits for room; `worker_id` b"" is the raylet itself."""
+
+    worker_id: bytes
+    request_id: int
+    size: int
+    object_id: bytes
+    deadline: float
+    on_done: Done | None = None
+
+
+@dataclass(slots=True)
+class Memory:
+    """See the module head. `client_name` turns a worker id into words for people."""
+
+    out: list[Any]
+    stories: Stories
+    relay: Relay
+    capacity: int
+    held: dict[bytes, Held] = field(default_factory=dict)
+    rooms: list[Room] = field(default_factory=list)
+    spilled: dict[bytes, Held] = field(default_factory=dict)
+    spilling: dict[int, dict[bytes, int]] = field(default_factory=dict)
+    """Batch -> object id -> size, while the shell writes it."""
+    restoring: dict[bytes, list[Done]] = field(default_factory=dict)
+    client_name: Callable[[bytes], str] = lambda worker_id: worker_id.hex()[:8]
+    freed_early: dict[bytes, bool] = field(default_factory=dict)
+    """Freed before anybody told us of them: owner and maker speak on sockets of their own."""
+    gone: dict[Owner, None] = field(default_factory=dict)
+    """Owners, or with worker id b"" whole nodes, that have ended: what is made for them is not kept."""
+    ended_jobs: dict[bytes, dict[bytes, None]] = field(default_factory=dict)
+    """Jobs whose objects the next survey frees, with the workers that outlive each."""
+    disk_full: str = ""
+    """Why the last spill failed; spilling is tried again when something was freed."""
+    next_batch: int = 1
+    surveying: bool = False
+    retry_at: float | None = None
+
+    # ---- knowledge ----
+
+    def object_sealed(self, object_id: bytes, size: int, owner: Owner) -> None:
+        """A primary copy was made here, and this is its owner."""
+        if not self.freed_early.pop(object_id, True) or self._is_gone(owner):
+            self.out.append(DeleteObjects([object_id]))
+        else:
+            self.held[object_id] = Held(size, owner)
+
+    def copy_arrived(self, object_id: bytes, size: int, owner: Owner) -> None:
+        """A secondary copy was fetched from another node."""
+        if self._is_gone(owner):
+            self.out.append(DeleteObjects([object_id]))
+        else:
+            self.held.setdefault(object_id, Held(size, owner))
+
+    def _is_gone(self, owner: Owner) -> bool:
+        return owner in self.gone or (owner[0], b"") in self.gone
+
+    def objects_freed(self, now: float, object_ids: list[bytes]) -> None:
+        """No process can reach these any more: every copy here goes."""
+        if not object_ids:
+            return
+        gone_from_disk = []
+        for object_id in object_ids:
+            if self.held.pop(object_id, None) is None:
+                self.freed_early[object_id] = False
+                if len(self.freed_early) > FREED_EARLY_KEPT:
+                    del self.freed_early[next(iter(self.freed_early))]
+            if self.spilled.pop(object_id, None) is not None:
+                gone_from_disk.append(object_id)
+            for batch in self.spilling.values():
+                if object_id in batch:
+                    batch[object_id] = FREED
+        self.out.append(DeleteObjects(list(object_ids)))
+        if gone_from_disk:
+            self.out.append(DropSpilled(gone_from_disk))
+        self.disk_full = ""
+        if self.rooms:
+            self._survey()
+
+    def owner_gone(self, now: float, node_id: bytes, worker_id: bytes) -> None:
+        """A worker, or with `worker_id` b"" a whole node, has ended: what it owned goes.
+
+        What is still made for it goes when it is announced.
+        """
+        self.gone[node_id, worker_id] = None
+        if len(self.gone) > GONE_KEPT:
+            del self.gone[next(iter(self.gone))]
+        self.free_owned(now, node_id, worker_id)
+
+    def free_owned(self, now: float, node_id: bytes, worker_id: bytes) -> None:
+        """Free what a worker, or with `worker_id` b"" any worker of a node, owns."""
+        self.objects_freed(now, [
+            oid for oid, held in self.held.items()
+            if held.owner[0] == node_id and (not worker_id or held.owner[1] == worker_id)])
+
+    def job_ended(self, job_id: bytes, keep: dict[bytes, None]) -> None:
+        """Objects of the job go, but those made or owned by the workers in `keep`."""
+        self.ended_jobs[job_id] = keep
+        self._survey()
+
+    def _sweep_jobs(self, now: float, survey: Survey) -> bool:
+        """Free what ended jobs left. True when the survey is out of date by that."""
+        if not self.ended_jobs:
+            return False
+        victims: dict[bytes, None] = {}
+        for object_id in [*(item.object_id for item in survey.objects), *self.spilled]:
+            keep = self.ended_jobs.get(ids.job_of_task(object_id))
+            if keep is not None and self.held.get(object_id, UNKNOWN).owner[1] not in keep:
+                victims[object_id] = None
+        for item in survey.objects:
+            if item.creator in self.ended_jobs.get(ids.job_of_task(item.object_id), ()):
+                victims.pop(item.object_id, None)
+        self.ended_jobs.clear()
+        self.objects_freed(now, list(victims))
+        return bool(victims)
+
+    # ---- room ----
+
+    def room_requested(self, now: float, request: worker_pb2.MakeRoom, worker_id: bytes,
+                       on_done: Done | None = None) -> None:
+        """A client, or the raylet itself (with `on_done`), needs room for one object."""
+        for known in self.rooms:
+            if known.worker_id == worker_id and known.request_id == request.request_id and not on_done:
+                return
+        room = Room(worker_id, request.request_id, request.bytes, request.object_id,
+                    now + ROOM_WAIT_S, on_done)
+        if request.bytes + HEADER_ALLOWANCE > self.capacity:
+            self._answer(now, room, store_refusals.never_fits(room.object_id, room.size, self.capacity))
+            return
+        self.rooms.append(room)
+        self._survey()
+
+    def client_gone(self, worker_id: bytes) -> None:
+        """Its pins and unsealed objects were given back by the shell before this call."""
+        self.rooms = [room for room in self.rooms if room.worker_id != worker_id]
+        if self.rooms:
+            self._survey()
+
+    def usage_seen(self, used: int) -> None:
+        """The periodic look at the store: start spilling ahead of need."""
+        if used > SPILL_FROM * self.capacity and not self.spilling and not self.disk_full:
+            self._survey()
+
+    def _survey(self) -> None:
+        if not self.surveying:
+            self.surveying = True
+            self.out.append(SurveyStore())
+
+    def store_surveyed(self, now: float, survey: Survey) -> None:
+        """The stock is known: serve the oldest request, or make more room for it."""
+        self.surveying = False
+        self.retry_at = None
+        if self._sweep_jobs(now, survey):
+            self._survey()
+            return
+        objects = [o for o in survey.objects if o.sealed and not o.deleting and not o.pinned]
+        if not self.rooms:
+            evictable = sum(o.size for o in objects if not o.primary)
+            excess = survey.used - evictable - int(SPILL_FROM * survey.capacity)
+            if excess > 0 and not self.spilling and not self.disk_full:
+                self._spill(now, [o for o in objects if o.primary], excess)
+            return
+        free_in_one = survey.largest_free
+        while self.rooms and self.rooms[0].size + HEADER_ALLOWANCE <= free_in_one:
+            room = self.rooms.pop(0)
+            free_in_one -= room.size + HEADER_ALLOWANCE
+            self._answer(now, room, None)
+        if self.rooms:
+            self._make_room(now, survey, objects)
+
+    def _make_room(self, now: float, survey: Survey, objects: list[StoredObject]) -> None:
+        room = self.rooms[0]
+        # At least 1: enough in total but not in one piece, taking away anything may join two blocks.
+        missing = max(1, room.size + HEADER_ALLOWANCE - (survey.capacity - survey.used))
+        evicted = 0
+        victims = []
+        for item in objects:
+            if evicted >= missing:
+                break
+            if not item.primary or item.object_id in self.spilled:
+                victims.append(item.object_id)
+                evicted += item.size
+        if victims:
+            for object_id in victims:
+                self._evicted(now, object_id)
+            self.out.append(DeleteObjects(victims))
+            self._survey()
+            return
+        if self.spilling:
+            return  # more room is on its way
+        if not self.disk_full and self._spill(now, [o for o in objects if o.primary], missing):
+            return
+        if now >= room.deadline or self.disk_full:
+            self.rooms.pop(0)
+            self._answer(now, room, store_refusals.full(
+                room.object_id, room.size, survey, self.client_name, ROOM_WAIT_S, self.disk_full))
+            if self.rooms:
+                self._survey()
+            return
+        self.retry_at = now + RETRY_S
+
+    def _evicted(self, now: float, object_id: bytes) -> None:
+        self.stories.note(now, object_id, "evicted: the store is full")
+        if object_id in self.spilled:
+            return  # the file stays this node's copy
+        held = self.held.pop(object_id, UNKNOWN)
+        if held.owner != NOBODY:
+            self.relay.location_changed(worker_pb2.LocationUpdate(
+                object_id=object_id, node_id=self.relay.node_id, removed=True,
+                owner=common.Address(node_id=held.owner[0], worker_id=held.owner[1])))
+
+    def _answer(self, now: float, room: Room, failure: common.Failure | None) -> None:
+        if room.on_done is not None:
+            room.on_done(now, failure)
+        else:
+            reply = worker_pb2.RoomReply(request_id=room.request_id, failure=failure)
+            self.out.append(to_client(room.worker_id, room=reply))
+
+    # ---- spilling ----
+
+    def _spill(self, now: float, primaries: list[StoredObject], missing: int) -> bool:
+        """Start one batch that frees at least `missing` bytes, if there is anything to write."""
+        batch: dict[bytes, int] = {}
+        total = 0
+        wanted = max(missing, SPILL_BATCH_BYTES)
+        busy = {oid for ids in self.spilling.values() for oid in ids}
+        for item in primaries:
+            if total >= wanted or len(batch) >= SPILL_BATCH_OBJECTS:
+                break
+            if item.object_id not in busy and item.object_id not in self.spilled:
+                batch[item.object_id] = item.size
+                total += item.size
+        if not batch:
+            return False
+        number = self.next_batch
+        self.next_batch += 1
+        self.spilling[number] = batch
+        self.out.append(SpillObjects(number, list(batch)))
+        return True
+
+    def objects_spilled(self, now: float, batch: int, object_ids: list[bytes],
+                        failure: common.Failure | None) -> None:
+        """A batch was written (those in `object_ids`) and taken out of the store."""
+        sizes = self.spilling.pop(batch)
+        orphans = []
+        for object_id in object_ids:
+            if sizes[object_id] == FREED:
+                orphans.append(object_id)
+                continue
+            self.spilled[object_id] = self.held.setdefault(object_id, Held(sizes[object_id]))
+            self.stories.note(now, object_id, "spilled to disk")
+        if failure is not None:
+            self.disk_full = failure.message
+        if orphans:
+            self.out.append(DropSpilled(orphans))
+        if self.rooms:
+            self._survey()
+
+    # ---- restoring ----
+
+    def is_spilled(self, object_id: bytes) -> bool:
+        """Whether this node's copy is on disk."""
+        return object_id in self.spilled
+
+    def restore(self, now: float, object_id: bytes, on_done: Done) -> None:
+        """Bring a spilled object back; `on_done` gets None or the failure."""
+        waiting = self.restoring.get(object_id)
+        if waiting is not None:
+            waiting.append(on_done)
+            return
+        self.restoring[object_id] = [on_done]
+        self.out.append(RestoreObject(object_id, self.spilled[object_id].size))
+
+    def object_restored(self, now: float, object_id: bytes, failure: common.Failure | None) -> None:
+        """The shell has read it back, or could not; without room it is tried again with room."""
+        if failure is not None and failure.kind == common.STORE_FULL:
+            held = self.spilled.get(object_id)
+            if held is not None:
+                request = worker_pb2.MakeRoom(bytes=held.size, object_id=object_id)
+                self.room_requested(now, request, b"", lambda at, why: self._room_for(at, object_id, why))
+                return
+        if failure is None and object_id not in self.spilled:  # freed while it was read back
+            self.out.append(DeleteObjects([object_id]))
+        for on_done in self.restoring.pop(object_id, []):
+            on_done(now, failure)
+
+    def _room_for(self, now: float, object_id: bytes, failure: common.Failure | None) -> None:
+        held = self.spilled.get(object_id)
+        if held is None and failure is None:
+            failure = common.Failure(kind=common.OBJECT_LOST,
+                                     message=f"object {object_id.hex()} was freed while it was restored")
+        if failure is not None:
+            for on_done in self.restoring.pop(object_id, []):
+                on_done(now, failure)
+        else:
+            assert held is not None
+            self.out.append(RestoreObject(object_id, held.size))
+
+    # ---- time, people, tests ----
+
+    def next_deadline(self) -> float | None:
+        """When a waiting request is looked at again."""
+        return self.retry_at
+
+    def tick(self, now: float) -> None:
+        """Look again whether pins have gone."""
+        if self.retry_at is not None and self.retry_at <= now:
+            self.retry_at = None
+            self._survey()
+
+    def check(self) -> None:
+        """A waiting request always has a next step under way."""
+        if self.rooms:
+            assert self.surveying or self.spilling or self.retry_at is not None, "room request is stuck"
+
+    def dump(self) -> dict[str, Any]:
+        """The state as plain values."""
+        return {
+            "capacity": self.capacity, "objects_known": len(self.held), "spilled": len(self.spilled),
+            "spilled_bytes": sum(held.size for held in self.spilled.values()),
+            "rooms_waiting": [(room.object_id.hex(), room.size) for room in self.rooms],
+            "restoring": len(self.restoring), "disk_full": self.disk_full,
+        }

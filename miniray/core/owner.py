@@ -1,0 +1,462 @@
+"""The owner: everything a worker or driver decides about its own tasks, calls and objects.
+
+Composes `directory` (objects), `ownership` (references), `submission` (tasks on leases) and
+`calls` (actors) over one outbox. The worker library feeds it under one lock; the simulator feeds
+the same code from a virtual network.
+
+Task life::
+
+    submitted ─ unresolved arguments? ─▶ WAITING ─ all have values ─▶ READY ─▶ PUSHED ─▶ done
+                                           ▲                            ▲         │
+                                           └── an argument failed: done └─ retry ─┘
+
+Effects, in the order they must be carried out: `TaskRecord` (push it to `record.remote`),
+`(waiter, entry)` (a getter's object is ready; None: an owner that was to answer has died), and
+the dataclasses of the parts and `Ask`. Errors are opaque here: the shell gives and takes them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from .calls import DEAD, ActorCalls, ActorClient
+from .contract import Stories
+from .directory import (
+    FAILED,
+    FREED,
+    INLINE,
+    PENDING,
+    STORED,
+    UNKNOWN,
+    Address,
+    Directory,
+    ObjectEntry,
+    attempt_ended,
+)
+from .lineage import Lineage
+from .ownership import BorrowAdd, Free, Ownership
+from .submission import Lane, Remote, Submission
+from .tasks import CANCELLED, FINISHED, PUSHED, WAITING, TaskRecord
+
+FINISHED_KEPT = 20_000
+"""Finished records kept for the event sender; beyond that they are counted as dropped."""
+
+
+@dataclass(slots=True)
+class Ask:
+    """Ask the owner of a borrowed object for its value or its locations."""
+
+    entry: ObjectEntry
+
+
+@dataclass(slots=True)
+class Result:
+    """One return value as a worker reported it: INLINE (bytes), STORED (None) or FAILED (error)."""
+
+    state: int
+    value: Any
+    size: int = 0
+    contents: tuple[tuple[bytes, Address | None], ...] = ()
+
+
+class Owner:
+    """The machine of one worker or driver process."""
+
+    def __init__(self, me: Address) -> None:
+        self.me = me
+        self.out: list[Any] = []
+        self.remotes: dict[Address, Remote] = {}
+        self.directory = Directory()
+        self.lineage = Lineage(self.directory)
+        self.ownership = Ownership(me, self.directory, self.lineage, self.out)
+        self.submission = Submission(self.out, self.remotes)
+        self.calls = ActorCalls(self.out, self.remotes)
+        self.ownership.token_freed = self.calls.handles_gone
+        self.submission.still_ready = self.calls.still_ready = self._still_ready
+        self.finished: list[TaskRecord] = []
+        self.finished_dropped = 0
+        self.unfinished = 0
+        self._cascade: deque[tuple[TaskRecord, ObjectEntry]] = deque()
+        self._cascading = False
+        self._stories = Stories()
+
+    # ---- submitting
+
+    def submitted(self, now: float, record: TaskRecord) -> None:
+        """A task or actor call was made. Its returns are already in the directory."""
+        self.unfinished += 1
+        held = record.held
+        if held is not None:
+            for entry in held:
+                entry.pins += 1
+        if record.dependencies is not None:
+            self._await_dependencies(record)
+        client = record.client
+        if client is not None:
+            if client.state == DEAD:
+                self.failed(now, record, client.failure)
+            elif record.error is not None:
+                self.failed(now, record, record.error)
+            else:
+                self.calls.submitted(now, record)
+        elif record.error is not None:
+            self.failed(now, record, record.error)
+        elif not record.unresolved:
+            self.submission.ready(now, record)
+
+    def _await_dependencies(self, record: TaskRecord) -> None:
+        for entry in record.dependencies or ():
+            if entry.state == PENDING or entry.state == UNKNOWN:
+                record.unresolved += 1
+                self.await_entry(entry, record)
+            elif entry.state == FAILED:
+                record.error = entry.value
+
+    def _still_ready(self, record: TaskRecord) -> bool:
+        """A resolved argument may be lost, and made again, before the task is pushed."""
+        if all(entry.ready for entry in record.dependencies or ()):
+            return True
+        record.state = WAITING
+        self._await_dependencies(record)
+        return False
+
+    def await_entry(self, entry: ObjectEntry, waiter: Any) -> None:
+        """`waiter` wants the object; a borrowed one is asked for once."""
+        self.directory.await_(entry, waiter)
+        if entry.state == UNKNOWN:
+            entry.state = PENDING
+            self.out.append(Ask(entry))
+
+    def _dependency_ready(self, now: float, record: TaskRecord, entry: ObjectEntry) -> None:
+        if record.done:
+            return
+        record.unresolved -= 1
+        if entry.state == FAILED and record.error is None:
+            record.error = entry.value
+        if record.error is not None:
+            if record.client is not None:
+                self.calls.withdrawn(now, record)
+            self.failed(now, record, record.error)
+        elif not record.unresolved:
+            if record.client is not None:
+                self.calls.flush(now, record.client)
+            else:
+                self.submission.ready(now, record)
+
+    # ---- answers
+
+    def replied(
+        self,
+        now: float,
+        remote: Remote,
+        call: int,
+        spent_us: float,
+        results: list[Result],
+        retained: list[bytes] | None = None,
+        again: bool = False,
+    ) -> TaskRecord | None:
+        """The worker finished call number `call`. Returns the record, None for a stale reply.
+
+        `again`: it raised, and the caller wants another attempt for that if one is left.
+        """
+        record = self.submission.replied(now, remote, call, spent_us)
+        if record is None:
+            return None
+        if retained:
+            for oid in retained:
+                self.ownership.borrow_added(oid, remote.address)
+        if again and self.retry(now, record):
+            return record
+        node = remote.address[0]
+        for entry, result in zip(record.returns, results, strict=False):
+            self.settle(now, entry, result, node)
+        if record.stream is not None:
+            record.stream.ended(results)
+        self._done(now, record, FINISHED)
+        return record
+
+    def settle(self, now: float, entry: ObjectEntry, result: Result, node: bytes) -> None:
+        """One object got its value (on `node` if STORED) or its error."""
+        if entry.state == FREED:
+            self._discard(entry, result, node)
+            return
+        if result.state == STORED:
+            entry.more().locations[node] = None
+        if result.contents:
+            self.ownership.contains(entry, self._met(result))
+        self.complete(now, entry, result.state, result.value, result.size)
+        if entry.local <= 0 and entry.pins <= 0:
+            self.ownership.consider(entry)
+
+    def _met(self, result: Result) -> list[ObjectEntry]:
+        """The references inside a result: whoever returned it has entered us with their owners."""
+        inner = []
+        for oid, owner in result.contents:
+            one = self.directory.know(oid, None if owner == self.me else owner)
+            if one.owner is not None:
+                self.ownership.entered(one)
+            inner.append(one)
+        return inner
+
+    def _discard(self, entry: ObjectEntry, result: Result, node: bytes) -> None:
+        """A task ran again for another return; nobody can reach this one any more."""
+        if result.state == STORED:
+            self.out.append(Free(entry.id, [node]))
+        for one in self._met(result):
+            self.ownership.consider(one)
+
+    def complete(self, now: float, entry: ObjectEntry, state: int, value: Any, size: int = 0) -> None:
+        """The object is ready: wake what waits for it."""
+        waiters = self.directory.complete(entry, state, value, size)
+        if not waiters:
+            return
+        cascade = self._cascade
+        for waiter in waiters:
+            if type(waiter) is TaskRecord:
+                cascade.append((waiter, entry))
+            else:
+                self.out.append((waiter, entry))
+        if not self._cascading:     # a failure runs down a chain of any length: no recursion
+            self._cascading = True
+            while cascade:
+                self._dependency_ready(now, *cascade.popleft())
+            self._cascading = False
+
+    def failed(self, now: float, record: TaskRecord, error: Any) -> None:
+        """The task ends with `error` for every return."""
+        if record.done:
+            return
+        record.error = error
+        if record.remote is not None:
+            attempt_ended(record.returns, record.remote.address[0])
+        self._done(now, record, CANCELLED if record.cancel_requested else FINISHED)
+        if record.stream is not None:
+            record.stream.failed(error)
+        for entry in record.returns:
+            self.complete(now, entry, FAILED, error)
+            if entry.local <= 0 and entry.pins <= 0:
+                self.ownership.consider(entry)
+
+    def retry(self, now: float, record: TaskRecord) -> bool:
+        """Run it again if attempts are left; False if not."""
+        if record.retries_left == 0 or record.cancel_requested or record.done:
+            return False
+        if record.retries_left > 0:
+            record.retries_left -= 1
+        record.attempt += 1
+        if record.remote is not None:
+            attempt_ended(record.returns, record.remote.address[0])
+        record.remote = None
+        record.state = WAITING
+        client: ActorClient | None = record.client
+        if client is None:
+            self.submission.ready(now, record)
+        elif client.state == DEAD:
+            self.failed(now, record, client.failure)
+        else:
+            self.calls.submitted(now, record)
+        return True
+
+    def _done(self, now: float, record: TaskRecord, state: int) -> None:
+        record.state = state
+        record.done = True
+        record.ended_at = now
+        self.unfinished -= 1
+        held = record.held
+        if held is not None:
+            self.lineage.done(record)
+            for entry in held:
+                self.ownership.unpinned(entry)
+        client = record.client
+        if client is not None and not client.handles:
+            self.calls.consider(client)
+        if len(self.finished) < FINISHED_KEPT:
+            self.finished.append(record)
+        else:
+            self.finished_dropped += 1
+
+    # ---- cancellation
+
+    def cancelled(self, now: float, record: TaskRecord, error: Any) -> bool:
+        """The user gave the task up. True if it ended at once; else it has been pushed already."""
+        if record.done:
+            return True
+        record.cancel_requested = True
+        if record.state == PUSHED:
+            return False
+        if record.client is not None:
+            self.calls.withdrawn(now, record)
+        elif not record.unresolved:
+            self.submission.cancelled(record)
+        self.failed(now, record, error)
+        return True
+
+    # ---- the cluster's news
+
+    def lease_refused(self, now: float, request_id: int, error: Any) -> None:
+        """The raylet says it can never be: the waiting tasks of that lane fail with the reason."""
+        for record in self.submission.lease_refused(request_id):
+            self.failed(now, record, error)
+
+    def remote_gone(
+        self,
+        now: float,
+        address: Address,
+        error: Any,
+        started: bool = True,
+        replies_lost: bool = False,
+        owner_error: Any = None,
+    ) -> None:
+        """A worker process has ended. `error` is for the tasks that cannot be retried, `owner_error`
+        for the objects it owned whose value nobody has told us (default: `error`).
+
+        The oldest task in flight was running; those behind it had not begun and go back to the
+        queue at no cost. `started` False: not even the oldest had. `replies_lost`: its last
+        replies may not have come through (its whole node is gone), so any of them may have begun.
+        """
+        remote = self.remotes.pop(address, None)
+        for waiter in self.ownership.worker_gone(address):
+            self.out.append((waiter, None))
+        for entry in list(self.directory.objects.values()):
+            if entry.owner == address and not entry.ready:
+                self.complete(now, entry, FAILED, error if owner_error is None else owner_error)
+        if remote is None:
+            return
+        for client in self.calls.clients.values():
+            if client.remote is remote:
+                self.calls.remote_gone(client)
+        lane = remote.lane
+        for position, record in enumerate(self.submission.remote_gone(now, remote)):
+            if started and (position == 0 or replies_lost):
+                if not self.retry(now, record):
+                    self.failed(now, record, error)
+            elif record.cancel_requested:
+                self.failed(now, record, error)
+            else:
+                record.remote = None
+                self.submission.ready(now, record)
+        if lane is not None:
+            self.submission.dispatch(now, lane)
+
+    def actor_updated(
+        self, now: float, actor_id: bytes, state: str, address: Address | None, restarts: int, failure: Any
+    ) -> None:
+        """News of an actor; calls that it will never answer fail with `failure`."""
+        for record in self.calls.updated(now, actor_id, state, address, restarts, failure):
+            self.failed(now, record, failure)
+        client = self.calls.clients.get(actor_id)
+        if client is not None:
+            self.calls.consider(client)
+
+    def location_added(self, oid: bytes, node: bytes) -> None:
+        """A node has a copy. One that comes after the object's end is deleted at once."""
+        entry = self.directory.find(oid)
+        if entry is None:
+            self.out.append(Free(oid, [node]))
+        elif entry.state == STORED:
+            entry.more().locations[node] = None
+        elif entry.owner is None:
+            entry.more().tried[node] = None
+
+    def location_removed(self, now: float, oid: bytes, node: bytes) -> bool:
+        """A node has no copy any more. True if the object is lost and its task runs again."""
+        entry = self.directory.find(oid)
+        if entry is None or entry.state != STORED or entry.rare is None:
+            return False
+        if node in entry.rare.locations:
+            del entry.rare.locations[node]
+            entry.rare.tried[node] = None   # perhaps it was only out of reach
+        return bool(entry.rare.locations) is False and entry.owner is None
+
+    def rebuild(self, now: float, entry: ObjectEntry) -> bool:
+        """Make a lost object again: run its task, and those of arguments that are freed by now.
+
+        False when it cannot be made: `put`, actor result, or no attempt left.
+        """
+        records = self.lineage.plan(entry)
+        if records is None:
+            return False
+        self.directory.reopen(entry)
+        for record in records:
+            record.done = False
+            record.error = None
+            record.attempt += 1
+            record.retries_left -= record.retries_left > 0
+            record.remote = None
+            record.state = WAITING
+            self.unfinished += 1
+            self.lineage.reopen(record)
+        for record in records:
+            self._await_dependencies(record)
+            if record.error is not None:
+                self.failed(now, record, record.error)
+            elif not record.unresolved:
+                self.submission.ready(now, record)
+        return True
+
+    # ---- machine
+
+    def next_deadline(self) -> float | None:
+        """When `tick` is due."""
+        return self.submission.next_deadline()
+
+    def tick(self, now: float) -> None:
+        """Time has reached `now`."""
+        self.submission.tick(now)
+
+    def check(self) -> None:
+        """Every invariant of the parts, and that nothing unfinished waits for nothing."""
+        self.directory.check()
+        self.ownership.check()
+        self.submission.check()
+        self.calls.check()
+        assert self.unfinished >= 0
+
+    def why(self, entry: ObjectEntry, depth: int = 0) -> str:
+        """Why the object is not ready, as a chain of clauses."""
+        record: TaskRecord | None = entry.task
+        if entry.ready:
+            return "it is ready"
+        if record is None:
+            return "its owner has not answered yet" if entry.owner is not None else "nobody makes it"
+        name = f"task {record.name}"
+        if record.unresolved and depth < 5:
+            for dependency in record.dependencies or ():
+                if not dependency.ready:
+                    reason = self.why(dependency, depth + 1)
+                    return f"{name} waits for argument {dependency.id.hex()}: {reason}"
+        client: ActorClient | None = record.client
+        if client is not None:
+            if record.state == PUSHED:
+                return f"{name} was sent to its actor and has not been answered"
+            reason = f" ({client.reason})" if client.reason else ""
+            return f"{name} waits for its actor, which is {client.state}{reason}"
+        if record.state == PUSHED:
+            return f"{name} runs, or is next, on worker {record.remote.address[1].hex()[:12]}"
+        lane: Lane = record.lane
+        if lane.reason:
+            return f"{name} waits for a worker: {lane.reason}"
+        queued, serving = len(lane.queue), len(lane.leases)
+        return f"{name} waits for a worker: {queued} of its kind are queued, {serving} workers serve them"
+
+    def dump(self) -> dict[str, Any]:
+        """Counts by kind and state."""
+        states: dict[int, int] = {}
+        for entry in self.directory.objects.values():
+            states[entry.state] = states.get(entry.state, 0) + 1
+        return {
+            "objects": states,
+            "unfinished": self.unfinished,
+            "queued": sum(len(lane.queue) for lane in self.submission.lanes.values()),
+            "leases": sum(len(lane.leases) for lane in self.submission.lanes.values()),
+            "actors": {c.id.hex(): c.state for c in self.calls.clients.values()},
+        }
+
+    def story(self, key: bytes) -> list[str]:
+        """What happened to one task, actor or object."""
+        return self._stories.of(key)
+
+
+__all__ = ["Ask", "BorrowAdd", "INLINE", "Owner", "Result"]

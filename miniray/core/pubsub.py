@@ -1,0 +1,155 @@
+"""Publications of the GCS: channels, a cursor per channel, and slow subscribers.
+
+A subscriber is a node: its raylet fans out to its workers and counts who wants what. It may
+subscribe to one key of a channel or to all of it (key b""), and gets each publication once.
+Cursors grow within a channel, also across restarts of the GCS (the epoch is their upper part).
+
+Channels come in two kinds:
+- *state* ("actor", "node", "job", "group", "worker"): a row by key; the latest replaces earlier
+  ones, so for a subscriber that is slow or away one row per key is kept;
+- *data* ("log", "error", anything else): every publication counts, `PENDING_DATA` are kept.
+What exceeds the limits is dropped and the subscriber gets `resync`: it must ask for the state.
+
+A subscriber is *held* while its link is down or has too much queued; the shell says so through
+`Head.node_congested`. Pure; part of `Head`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from miniray._proto import gcs_pb2 as gcs
+from miniray.core.desk import Desk
+
+STATE_CHANNELS = {"actor": None, "node": None, "job": None, "group": None, "worker": None}
+
+PENDING_STATES = 10_000
+"""Keys kept for one held subscriber, per channel."""
+
+PENDING_DATA = 1_000
+"""Data publications kept for one held subscriber, per channel."""
+
+_EPOCH_SHIFT = 40
+
+Topic = tuple[str, bytes]
+
+
+@dataclass(slots=True)
+class _Held:
+    """What one held subscriber will get from one channel."""
+
+    states: dict[bytes, gcs.Publication] = field(default_factory=dict)
+    data: deque[gcs.Publication] = field(default_factory=deque)
+    overflowed: bool = False
+
+
+class PubSub:
+    """Who subscribes to what, and what slow ones still have to get."""
+
+    def __init__(self, desk: Desk, epoch: int) -> None:
+        self._desk = desk
+        self._first_cursor = epoch << _EPOCH_SHIFT
+        self._cursors: dict[str, int] = {}
+        self._subscribers: dict[Topic, dict[bytes, None]] = {}
+        self._topics: dict[bytes, dict[Topic, None]] = {}
+        self._held: dict[bytes, dict[str, _Held]] = {}
+
+    def subscribed(self, node_id: bytes, channel: str, key: bytes, cursor: int) -> None:
+        """The node wants the topic; `cursor` is the last it has seen, 0 if none.
+
+        On a data channel, publications missed meanwhile are gone: it is told to resync.
+        """
+        topic = (channel, key)
+        self._subscribers.setdefault(topic, {})[node_id] = None
+        self._topics.setdefault(node_id, {})[topic] = None
+        if channel not in STATE_CHANNELS and 0 < cursor < self._cursors.get(channel, self._first_cursor):
+            self._send(node_id, self._resync(channel, key))
+
+    def unsubscribed(self, node_id: bytes, channel: str, key: bytes) -> None:
+        """The node does not want the topic any more."""
+        topic = (channel, key)
+        self._topics.get(node_id, {}).pop(topic, None)
+        subscribers = self._subscribers.get(topic)
+        if subscribers is not None:
+            subscribers.pop(node_id, None)
+            if not subscribers:
+                del self._subscribers[topic]
+
+    def node_gone(self, node_id: bytes) -> None:
+        """Forget a subscriber that never returns."""
+        for channel, key in list(self._topics.get(node_id, ())):
+            self.unsubscribed(node_id, channel, key)
+        self._topics.pop(node_id, None)
+        self._held.pop(node_id, None)
+
+    def published(self, channel: str, key: bytes, **body: Any) -> None:
+        """Tell everybody who wants `key` of `channel`; `body` is one field of Publication."""
+        cursor = self._cursors.get(channel, self._first_cursor) + 1
+        self._cursors[channel] = cursor
+        wide = self._subscribers.get((channel, b""))
+        narrow = self._subscribers.get((channel, key)) if key else None
+        if not wide and not narrow:
+            return
+        publication = gcs.Publication(channel=channel, key=key, cursor=cursor, **body)
+        for node_id in dict.fromkeys((*(wide or ()), *(narrow or ()))):
+            self._send(node_id, publication)
+
+    def current(self, node_id: bytes, channel: str, key: bytes, **body: Any) -> None:
+        """Tell one new subscriber the present state of one key."""
+        cursor = self._cursors.get(channel, self._first_cursor)
+        self._send(node_id, gcs.Publication(channel=channel, key=key, cursor=cursor, **body))
+
+    # ---- slow subscribers
+
+    def held(self, node_id: bytes) -> None:
+        """Keep publications for this node back from now on."""
+        self._held.setdefault(node_id, {})
+
+    def released(self, node_id: bytes) -> None:
+        """The node can take publications again: those kept go out, state channels first."""
+        for channel, kept in self._held.pop(node_id, {}).items():
+            if kept.overflowed:
+                self._send(node_id, self._resync(channel, b""))
+            for publication in (*kept.states.values(), *kept.data):
+                self._send(node_id, publication)
+
+    def _send(self, node_id: bytes, publication: gcs.Publication) -> None:
+        held = self._held.get(node_id)
+        if held is None:
+            self._desk.send(node_id, gcs.NodeMessage(publication=publication))
+            return
+        kept = held.get(publication.channel)
+        if kept is None:
+            kept = held[publication.channel] = _Held()
+        if publication.channel in STATE_CHANNELS and not publication.resync:
+            kept.states.pop(publication.key, None)
+            kept.states[publication.key] = publication
+            if len(kept.states) > PENDING_STATES:
+                kept.states.clear()
+                kept.overflowed = True
+        else:
+            kept.data.append(publication)
+            if len(kept.data) > PENDING_DATA:
+                kept.data.popleft()
+                kept.overflowed = True
+
+    def _resync(self, channel: str, key: bytes) -> gcs.Publication:
+        cursor = self._cursors.get(channel, self._first_cursor)
+        return gcs.Publication(channel=channel, key=key, cursor=cursor, resync=True)
+
+    def check(self) -> None:
+        """Assert that both indices of subscriptions agree and the limits hold."""
+        pairs = {(topic, node) for topic, nodes in self._subscribers.items() for node in nodes}
+        assert pairs == {(topic, node) for node, topics in self._topics.items() for topic in topics}
+        for held in self._held.values():
+            for kept in held.values():
+                assert len(kept.states) <= PENDING_STATES and len(kept.data) <= PENDING_DATA
+
+    def dump(self) -> dict[str, Any]:
+        """Counts by channel."""
+        counts: dict[str, int] = {}
+        for (channel, _), nodes in self._subscribers.items():
+            counts[channel] = counts.get(channel, 0) + len(nodes)
+        return {"subscriptions": counts, "held": [node.hex()[:12] for node in self._held]}

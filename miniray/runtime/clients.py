@@ -1,0 +1,317 @@
+"""The raylet's unix socket: workers and drivers of this machine, and the descriptors they pass.
+
+``u32 little-endian length | protobuf``; a descriptor travels as SCM_RIGHTS with the message that
+announces it. Order at the door: peer credentials (same user, or root), then a first message that
+must be a `Register` with the cluster's token (compared in constant time), then everything else.
+A malformed frame closes that client and nothing else.
+
+Runs on the raylet's event loop and never blocks: what a client does not read waits in its buffer.
+Above `CONGESTED_BYTES` the node is told, so that senders hold back; a client that lets more than
+`BUFFER_LIMIT` pile up all the same is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from google.protobuf.message import DecodeError
+
+from miniray._proto.worker_pb2 import Register, ToRaylet, ToWorker
+from miniray.runtime import agent
+
+MAX_MESSAGE = 512 << 20
+MAX_GREETING = 1 << 20
+"""Length limit of the first message, before the token is known to be right."""
+CONGESTED_BYTES = 32 << 20
+RELIEVED_BYTES = 4 << 20
+BUFFER_LIMIT = 1 << 30
+READ_BYTES = 256 * 1024
+MAX_FDS = 16
+WRITE_PARTS = 64
+RELAY_JOIN_BYTES = 1 << 20
+"""Relay batches of one read are joined up to this size."""
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """One connection. `worker_id` is given by the raylet before registration."""
+
+    sock: socket.socket
+    pid: int
+    worker_id: bytes
+    registered: bool = False
+    received: bytearray = field(default_factory=bytearray)
+    fds: deque[int] = field(default_factory=deque)
+    unsent: deque[tuple[memoryview, int | None]] = field(default_factory=deque)
+    unsent_bytes: int = 0
+    writing: bool = False
+    congested: bool = False
+    closing: bool = False
+    """Closed as soon as `unsent` is empty."""
+    closed: bool = False
+
+
+class RelayRun:
+    """Joins batches that follow one another to the same worker: each costs its way only once."""
+
+    __slots__ = ("_first", "_parts", "_size", "_worker")
+
+    def __init__(self) -> None:
+        self._first: ToRaylet | None = None
+        self._worker = b""
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def takes(self, message: ToRaylet) -> bool:
+        """True: `message` is a batch and continues the run, or begins one."""
+        if message.WhichOneof("body") != "relay":
+            return False
+        relay = message.relay
+        if self._first is None:
+            self._first, self._worker = message, relay.destination.worker_id
+        elif relay.destination.worker_id != self._worker or self._size > RELAY_JOIN_BYTES:
+            return False
+        self._parts.append(relay.frames)
+        self._size += len(relay.frames)
+        return True
+
+    def end(self) -> ToRaylet | None:
+        """The joined batch, None when there is none; the next run may begin."""
+        message = self._first
+        if message is None:
+            return None
+        if len(self._parts) > 1:
+            message.relay.frames = b"".join(self._parts)
+        self._first = None
+        self._parts = []
+        self._size = 0
+        return message
+
+
+@dataclass(slots=True)
+class ClientEvents:
+    """What the raylet is told; all on the loop's thread."""
+
+    on_register: Callable[[Client, Register], None]
+    on_message: Callable[[Client, ToRaylet, int | None], None]
+    """(client, message, the descriptor that came with it)."""
+    on_closed: Callable[[Client], None]
+    """The connection of a registered client has ended."""
+    on_congested: Callable[[Client, bool], None]
+    """It reads too slowly, or has caught up."""
+
+
+class ClientServer:
+    """Listens on `path`; see the module head."""
+
+    def __init__(self, path: str, token: str, events: ClientEvents) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._token = token.encode()
+        self._events = events
+        self._clients: dict[int, Client] = {}
+        self._unflushed: dict[Client, None] = {}
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.setblocking(False)
+        self._listener.bind(path)
+        os.chmod(path, 0o600)
+        self._listener.listen(1024)
+        self._loop.add_reader(self._listener.fileno(), self._accept)
+
+    def close(self) -> None:
+        """Stop listening and close every connection; nothing is called back."""
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+        for client in list(self._clients.values()):
+            self._close(client, tell=False)
+
+    def _accept(self) -> None:
+        for _ in range(64):
+            try:
+                sock, _address = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                return  # out of descriptors: the backlog keeps the rest
+            sock.setblocking(False)
+            pid, uid = agent.peer_credentials(sock)
+            if uid not in (os.getuid(), 0):
+                sock.close()
+                continue
+            client = Client(sock, pid, os.urandom(28))
+            self._clients[sock.fileno()] = client
+            self._loop.add_reader(sock.fileno(), self._readable, client)
+
+    # ---- reading ----
+
+    def _readable(self, client: Client) -> None:
+        try:
+            data, fds, _flags, _address = socket.recv_fds(
+                client.sock, READ_BYTES, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data, fds = b"", []
+        client.fds.extend(fds)
+        if not data:
+            self._close(client)
+            return
+        client.received += data
+        try:
+            self._split(client)
+        except (DecodeError, ValueError):
+            self._close(client)
+
+    def _split(self, client: Client) -> None:
+        """Take complete messages out of the buffer."""
+        buffer = client.received
+        at = 0
+        relays = RelayRun()
+        while len(buffer) - at >= 4 and not client.closed:
+            (length,) = _LENGTH.unpack_from(buffer, at)
+            if length > (MAX_MESSAGE if client.registered else MAX_GREETING):
+                raise ValueError("message too long")
+            if len(buffer) - at - 4 < length:
+                break
+            message = ToRaylet.FromString(bytes(memoryview(buffer)[at + 4 : at + 4 + length]))
+            at += 4 + length
+            if relays.takes(message):
+                continue
+            self._handle_relays(client, relays)
+            if not relays.takes(message):
+                self._handle(client, message)
+        del buffer[:at]
+        self._handle_relays(client, relays)
+
+    def _handle_relays(self, client: Client, relays: RelayRun) -> None:
+        message = relays.end()
+        if message is not None:
+            self._handle(client, message)
+
+    def _handle(self, client: Client, message: ToRaylet) -> None:
+        if client.registered:
+            fd = None
+            if client.fds and message.WhichOneof("body") == "channel_open":
+                fd = client.fds.popleft()
+            self._events.on_message(client, message, fd)
+            return
+        register = message.register
+        if message.WhichOneof("body") != "register" or not hmac.compare_digest(
+                register.token.encode(), self._token):
+            raise ValueError("not registered")
+        client.registered = True
+        self._events.on_register(client, register)
+
+    # ---- writing ----
+
+    def send(self, client: Client, message: ToWorker, fd: int | None = None) -> None:
+        """Queue one message until `flush`; `fd` is closed once it is sent."""
+        if client.closed or client.closing:
+            if fd is not None:
+                os.close(fd)
+            return
+        body = message.SerializeToString()
+        client.unsent.append((memoryview(_LENGTH.pack(len(body)) + body), fd))
+        client.unsent_bytes += len(body) + 4
+        if client.unsent_bytes > CONGESTED_BYTES and not client.congested:
+            client.congested = True
+            self._events.on_congested(client, True)
+        if client.unsent_bytes > BUFFER_LIMIT:
+            self._close(client)
+        elif not client.writing:
+            self._unflushed[client] = None
+
+    def flush(self) -> None:
+        """Write what this turn has queued: one system call for many messages."""
+        while self._unflushed:
+            client, _ = self._unflushed.popitem()
+            if not client.closed:
+                self._flush(client)
+
+    def drop(self, client: Client) -> None:
+        """Close the connection when everything queued is written."""
+        client.closing = True
+        if not client.unsent:
+            self._close(client)
+        elif not client.writing:
+            self._unflushed[client] = None
+
+    def _flush(self, client: Client) -> None:
+        while client.unsent:
+            try:
+                self._write_some(client)
+            except (BlockingIOError, InterruptedError):
+                if not client.writing:
+                    client.writing = True
+                    self._loop.add_writer(client.sock.fileno(), self._flush, client)
+                return
+            except OSError:
+                # Its end is read, too; what it sent before is still worth reading.
+                self._discard_unsent(client)
+                break
+        if client.writing:
+            client.writing = False
+            self._loop.remove_writer(client.sock.fileno())
+        if client.closing:
+            self._close(client)
+
+    def _write_some(self, client: Client) -> None:
+        """One system call: a message with its descriptor, or many without."""
+        first, fd = client.unsent[0]
+        if fd is not None:
+            sent = socket.send_fds(client.sock, [first], [fd])
+            os.close(fd)
+            client.unsent[0] = (first, None)
+        elif len(client.unsent) == 1:
+            sent = client.sock.send(first)
+        else:
+            parts: list[memoryview] = []
+            for view, other in client.unsent:
+                if other is not None or len(parts) == WRITE_PARTS:
+                    break
+                parts.append(view)
+            sent = client.sock.sendmsg(parts)
+        client.unsent_bytes -= sent
+        if client.congested and client.unsent_bytes < RELIEVED_BYTES:
+            client.congested = False
+            self._events.on_congested(client, False)
+        while sent:
+            view, fd = client.unsent[0]
+            if sent >= len(view):
+                sent -= len(view)
+                client.unsent.popleft()
+            else:
+                client.unsent[0] = (view[sent:], fd)
+                return
+
+    def _discard_unsent(self, client: Client) -> None:
+        for _view, fd in client.unsent:
+            if fd is not None:
+                os.close(fd)
+        client.unsent.clear()
+        client.unsent_bytes = 0
+
+    def _close(self, client: Client, tell: bool = True) -> None:
+        if client.closed:
+            return
+        client.closed = True
+        number = client.sock.fileno()
+        self._loop.remove_reader(number)
+        self._loop.remove_writer(number)
+        del self._clients[number]
+        with contextlib.suppress(OSError):
+            client.sock.close()
+        for fd in client.fds:
+            os.close(fd)
+        client.fds.clear()
+        self._discard_unsent(client)
+        if tell and client.registered:
+            self._events.on_closed(client)

@@ -1,0 +1,122 @@
+"""A joined node's connections: its stream to the GCS, streams to other raylets, object bytes.
+
+The only part of a node that needs gRPC; a local session never imports it. Runs on the raylet's
+event loop. A GCS that is away is waited for (`head_reconnect_s`): what runs goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+from miniray import config
+from miniray._proto import raylet_pb2
+from miniray.runtime import rpc
+from miniray.runtime.bulk import BulkReader, BulkServer
+from miniray.runtime.links import LinkEvents, PeerEvents, PeerLinks, Stream, StreamEnded
+from miniray.runtime.objects import Begin
+from miniray.runtime.raylet import Raylet
+
+log = logging.getLogger(__name__)
+
+FIRST_INCARNATION = 1
+"""Node ids are new with every start, so no peer has met an earlier link under this id."""
+
+
+class ClusterLinks:
+    """See the module head. `on_stop(reason, failed)` ends the node."""
+
+    def __init__(self, raylet: Raylet, gcs_address: str, token: str,
+                 on_stop: Callable[[str, bool], None]) -> None:
+        self.port = 0
+        self.trouble = ""
+        """Why the GCS cannot be reached at present, "" when it can."""
+        self._raylet = raylet
+        self._token = token
+        self._node_id = raylet.node.node_id
+        self._on_stop = on_stop
+        self.data_port = 0
+        self._server: rpc.Server | None = None
+        self._bulk: BulkServer | None = None
+        self._reader = BulkReader(token)
+        self._head = rpc.head_link(gcs_address, token, self._node_id, FIRST_INCARNATION, LinkEvents(
+            on_message=raylet.head_message, on_reset=lambda incarnation, rest: raylet.head_restarted(rest),
+            on_up=self._head_up, on_down=self._head_down))
+        self._peers = PeerLinks(
+            FIRST_INCARNATION, raylet_pb2.PeerPacket, self._address_of, self._dial,
+            PeerEvents(on_message=raylet.peer_message,
+                       on_reset=lambda node_id, incarnation, rest: raylet.peer_restarted(node_id)))
+        raylet.head = self._head
+        raylet.peers = self._peers
+        raylet.objects.fetch_port = self._fetch
+
+    async def listen(self, host: str, port: int, data_port: int) -> None:
+        """Open this node's ports (0: any). PortInUse, RpcError, OSError."""
+        objects = self._raylet.objects
+        self._server = await rpc.serve_raylet(host, port, self._token, self._peers, objects.serve)
+        self.port = self._server.port
+        self._bulk = BulkServer(host, data_port, self._token, objects.open_source)
+        self.data_port = self._bulk.port
+
+    async def flush(self, within_s: float) -> None:
+        """Wait until the GCS has everything that was sent to it, or the time is up."""
+        deadline = asyncio.get_running_loop().time() + within_s
+        await asyncio.sleep(0)
+        while self._head.backlog_bytes and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # the link says how much waits, not when it is gone
+
+    def close(self) -> None:
+        """Break every connection."""
+        self._head.close()
+        self._peers.close()
+        self._reader.close()
+        if self._bulk is not None:
+            self._bulk.close()
+
+    # ---- the GCS ----
+
+    def _head_up(self) -> None:
+        self.trouble = ""
+
+    def _head_down(self, ended: StreamEnded, seconds: float) -> None:
+        self.trouble = ended.detail
+        if ended.final:
+            self._on_stop(ended.detail, True)
+        elif seconds > config.get("head_reconnect_s"):
+            self._on_stop(f"the head is away for {seconds:.0f} s: {ended.detail}", True)
+
+    # ---- other raylets ----
+
+    def _address_of(self, node_id: bytes) -> str | None:
+        info = self._raylet.node.peers.get(node_id)
+        return f"{info.host}:{info.port}" if info is not None and info.port else None
+
+    async def _dial(self, address: str) -> Stream:
+        return await rpc.dial_raylet(address, self._token, self._node_id)
+
+    async def _fetch(self, node_id: bytes, request: raylet_pb2.FetchRequest, begin: Begin) -> None:
+        info = self._raylet.node.peers.get(node_id)
+        if info is None:
+            raise ConnectionError(f"node {node_id.hex()[:8]} is not in the cluster (any more)")
+        if info.data_port:
+            await self._reader.fetch((info.host, info.data_port), request, begin)
+        else:
+            chunks = rpc.fetch(f"{info.host}:{info.port}", self._token, self._node_id, request)
+            await _fill(chunks, begin)
+
+
+async def _fill(chunks: AsyncIterator[raylet_pb2.Chunk], begin: Begin) -> None:
+    """Copy a stream of chunks into the view that `begin` returns for the first."""
+    view: memoryview | None = None
+    done = total = 0
+    async for chunk in chunks:
+        if view is None:
+            total = chunk.total_size
+            view = begin(chunk)
+            if view is None:
+                return
+        view[chunk.offset : chunk.offset + len(chunk.data)] = chunk.data
+        done += len(chunk.data)
+    if view is None or done < total:
+        raise ConnectionError(f"the stream ended after {done} of {total} bytes")

@@ -1,0 +1,218 @@
+"""Actors that run several calls at once: thread pools and asyncio.
+
+`ThreadedActor`: one pool per concurrency group; `max_concurrency` threads serve the default group.
+`AsyncActor`: one event loop in one thread; a semaphore per group bounds the coroutines (1,000 by
+default, as in Ray). Calls of one caller start in the order they came; they may finish in any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from miniray._proto import common_pb2 as pb
+from miniray._proto import worker_pb2 as wire
+from miniray.core.directory import ObjectEntry
+from miniray.core.owner import Result
+from miniray.runtime import frames, streams, values
+from miniray.runtime.executor import Executor, exited
+from miniray.runtime.task_context import CURRENT, ExitActor, TaskContext
+
+if TYPE_CHECKING:
+    from miniray.runtime.peers import Peer
+
+ASYNC_CONCURRENCY = 1000
+
+
+def of(executor: Executor, spec: pb.ActorSpec) -> ThreadedActor | AsyncActor:
+    """The way this actor runs its calls."""
+    return AsyncActor(executor, spec) if spec.is_async else ThreadedActor(executor, spec)
+
+
+class _Call:
+    """One call on its way through a concurrent actor."""
+
+    __slots__ = ("peer", "frame", "call", "number", "returns", "flags", "context", "task")
+
+    def __init__(self, executor: Executor, peer: Peer, frame: bytes) -> None:
+        _, self.flags, attempt, self.call, self.number, self.returns, tid = frames.PUSH_HEADER.unpack_from(
+            frame
+        )
+        self.peer = peer
+        self.frame = frame
+        self.context = TaskContext(tid, "", attempt, tid[8:], executor.assignment)
+        self.task: Any = None
+
+
+class ThreadedActor:
+    """Calls run in threads."""
+
+    def __init__(self, executor: Executor, spec: pb.ActorSpec) -> None:
+        self._executor = executor
+        default = max(1, spec.max_concurrency)
+        self._pools = {"": ThreadPoolExecutor(default, "actor")}
+        for group, width in spec.concurrency_groups.items():
+            self._pools[group] = ThreadPoolExecutor(max(1, width), f"actor-{group}")
+        self._queued: dict[tuple[Any, int], Any] = {}
+
+    def submit(self, peer: Peer, frame: bytes) -> None:
+        """A call came in. Under the worker's lock."""
+        call = _Call(self._executor, peer, frame)
+        function = self._executor.function(peer, call.number)
+        pool = self._pools.get(function.group, self._pools[""])
+        self._queued[(peer, call.call)] = pool.submit(self._run, call)
+
+    def cancel(self, peer: Peer, call: int) -> None:
+        """Drop a call that has not started. Under the lock."""
+        future = self._queued.get((peer, call))
+        if future is not None and future.cancel():
+            executor = self._executor
+            executor._reply(peer, call, 0, 1, [executor.cancelled(b"")], [])
+
+    def _run(self, call: _Call) -> None:
+        executor = self._executor
+        self._queued.pop((call.peer, call.call), None)
+        token = CURRENT.set(call.context)
+        started = time.perf_counter_ns()
+        held: list[ObjectEntry] = []
+        restored = values.begin_restoring()
+        function = None
+        try:
+            function = executor.function(call.peer, call.number)
+            call.context.name = function.name
+            args, kwargs = executor.decode(call.peer, call.frame, call.flags, held)
+            value = function.call(*args, **kwargs)
+            del args, kwargs
+            results = executor.results(
+                value, call.returns, call.context.task_id, call.peer, call.call, function.backpressure
+            )
+            del value
+        except ExitActor:
+            executor._exit = wire.Exit(graceful=True, reason="exit_actor() was called")
+            results = [executor._failure(exited())] * max(1, call.returns)
+            executor.work.notify(None)
+            executor.worker.pump.wake()
+        except BaseException as error:
+            results = [executor.failure(error, function)] * max(1, call.returns)
+            del error
+        finally:
+            CURRENT.reset(token)
+            values.end_restoring(restored)
+        finish(executor, call, results, held, restored, started)
+
+
+def finish(executor: Executor, call: _Call, results: Any, held: Any, restored: Any, started: int) -> None:
+    """Settle references and reply."""
+    if held:
+        executor._unpin(held)
+    if restored:
+        executor.settle_references(call.peer.address, restored)
+    spent = (time.perf_counter_ns() - started) // 1000
+    with executor.worker.lock:
+        retained = executor.worker.owner.ownership.retained(restored, call.peer.address) if restored else []
+        executor._reply(call.peer, call.call, min(spent, 0xFFFFFFFF), call.returns, results, retained)
+
+
+class AsyncActor:
+    """Coroutines on one loop. Plain methods run on the loop as well."""
+
+    def __init__(self, executor: Executor, spec: pb.ActorSpec) -> None:
+        self._executor = executor
+        self._loop = asyncio.new_event_loop()
+        self._limits = {"": asyncio.Semaphore(spec.max_concurrency or ASYNC_CONCURRENCY)}
+        for group, width in spec.concurrency_groups.items():
+            self._limits[group] = asyncio.Semaphore(max(1, width))
+        self._arrived: deque[_Call] = deque()
+        self._running: dict[tuple[Any, int], asyncio.Task[None]] = {}
+        self._scheduled = False
+        threading.Thread(target=self._serve, name="actor-loop", daemon=True).start()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def submit(self, peer: Peer, frame: bytes) -> None:
+        """A call came in. Under the worker's lock; one wake-up per batch."""
+        self._arrived.append(_Call(self._executor, peer, frame))
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon_threadsafe(self._start)
+
+    def _start(self) -> None:
+        self._scheduled = False
+        while self._arrived:
+            call = self._arrived.popleft()
+            key = (call.peer, call.call)
+            task = self._loop.create_task(self._run(call))
+            self._running[key] = task
+            task.add_done_callback(functools.partial(self._ended, key))
+
+    def _ended(self, key: tuple[Any, int], task: asyncio.Task[None]) -> None:
+        self._running.pop(key, None)
+
+    def cancel(self, peer: Peer, call: int) -> None:
+        """Cancel a coroutine, started or not. Under the lock."""
+        task = self._running.get((peer, call))
+        if task is not None:
+            self._loop.call_soon_threadsafe(task.cancel)
+
+    async def _run(self, call: _Call) -> None:
+        executor = self._executor
+        started = time.perf_counter_ns()
+        held: list[ObjectEntry] = []
+        restored: list[ObjectEntry] = []
+        function = None
+        CURRENT.set(call.context)
+        try:
+            function = executor.function(call.peer, call.number)
+            call.context.name = function.name
+            async with self._limits.get(function.group, self._limits[""]):
+                if call.flags & frames.HAS_SLOTS:
+                    args, kwargs = await self._loop.run_in_executor(None, self._decode, call, held, restored)
+                else:
+                    args, kwargs = self._decode(call, held, restored)
+                value = function.call(*args, **kwargs)
+                if inspect.isawaitable(value):
+                    value = await value
+                del args, kwargs
+                if inspect.isasyncgen(value):
+                    results = await self._stream(value, call)
+                else:
+                    results = executor.results(
+                        value, call.returns, call.context.task_id, call.peer, call.call, function.backpressure
+                    )
+                del value
+        except asyncio.CancelledError:
+            results = [executor.cancelled(call.context.task_id)] * max(1, call.returns)
+        except ExitActor:
+            executor._exit = wire.Exit(graceful=True, reason="exit_actor() was called")
+            results = [executor._failure(exited())] * max(1, call.returns)
+            executor.work.notify(None)
+            executor.worker.pump.wake()
+        except BaseException as error:
+            results = [executor.failure(error, function)] * max(1, call.returns)
+            del error
+        finish(executor, call, results, held, restored, started)
+
+    async def _stream(self, items: Any, call: _Call) -> list[Result]:
+        """An async generator: each item leaves as it is yielded."""
+        executor = self._executor
+        count = 0
+        async for item in items:
+            streams.send_item(executor, item, count, call.context.task_id, call.peer, call.call)
+            count += 1
+        return [streams.last_result(executor, count, call.returns, call.context.task_id, call.peer)]
+
+    def _decode(self, call: _Call, held: list[ObjectEntry], restored: list[ObjectEntry]) -> Any:
+        found = values.begin_restoring()
+        try:
+            return self._executor.decode(call.peer, call.frame, call.flags, held)
+        finally:
+            restored.extend(found)
+            values.end_restoring(found)

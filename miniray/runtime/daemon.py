@@ -1,0 +1,261 @@
+"""The daemons: `local` (GCS and raylet in one process, for `init()`), `head` and `node`.
+
+::
+
+    driver ─spawn─▶ launcher ─fork─▶ daemon (own session, child of init) ─fork─▶ zygote ─▶ workers
+                                       │ writes one JSON line to the ready descriptor
+                                       └ ends: driver's pidfd │ SIGTERM │ StopNode
+
+The zygote is forked before this module imports asyncio, protobuf or gRPC: it must stay small and
+single-threaded. Until then only the standard library may be loaded here. A daemon never unpickles:
+an audit hook ends it at the attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import Any, NoReturn
+
+DRAIN_S = 30.0
+
+
+@dataclass
+class NodeOptions:
+    """What a node offers and where it is reached; None means: look."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on and to be reached at by other raylets."""
+    port: int = 0
+    """TCP port for other raylets' streams; 0: any."""
+    data_port: int = 0
+    """TCP port for object bytes; 0: any."""
+    gcs_address: str = ""
+    """HOST:PORT of the GCS; "" for a local session, which holds its own."""
+    token: str = ""
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    memory: int | None = None
+    resources: dict[str, float] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
+    object_store_memory: int | None = None
+    node_name: str = ""
+    is_head: bool = False
+    """This node runs on the head's machine."""
+    session_dir: str = ""
+    """An existing, empty directory; "" makes one."""
+    spill_dir: str = ""
+    preload: list[str] = field(default_factory=list)
+    ready_fd: int = -1
+    """Gets one JSON line when the daemon can be reached, or {"error": …}; -1: nobody waits."""
+    driver_pid: int = 0
+    """The daemon ends with this process; 0: with nobody."""
+
+
+@dataclass
+class HeadOptions:
+    """Where the GCS listens and keeps its tables."""
+
+    host: str = "127.0.0.1"
+    port: int = 6379
+    token: str = ""
+    storage: str = ""
+    """URL or path; "" for the default in the state directory."""
+    session_dir: str = ""
+    ready_fd: int = -1
+    driver_pid: int = 0
+    """The daemon ends with this process; 0: with nobody."""
+
+
+def main(argv: list[str]) -> NoReturn:
+    """What `boot` calls, with options as JSON on descriptor `argv[1]`; detaches, then runs the daemon.
+
+    The JSON is the fields of `NodeOptions` (`HeadOptions`) and "kind": local, node or head.
+    """
+    with os.fdopen(int(argv[1]), "rb") as file:
+        values = json.loads(file.read())
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    kind = values.pop("kind")
+    if kind == "head":
+        code = run_head(HeadOptions(**values))
+    elif kind == "local":
+        code = run_local(NodeOptions(**values))
+    else:
+        code = run_node(NodeOptions(**values))
+    os._exit(code)
+
+
+def options_json(kind: str, options: NodeOptions | HeadOptions) -> bytes:
+    """What `main` reads."""
+    return json.dumps({"kind": kind, **asdict(options)}).encode()
+
+
+def run_local(options: NodeOptions) -> int:
+    """GCS and raylet for one driver, until it ends. Returns the exit status."""
+    return _run(options, local=True)
+
+
+def run_node(options: NodeOptions) -> int:
+    """A raylet that joins the GCS at `options.gcs_address`. Returns the exit status."""
+    return _run(options, local=False)
+
+
+def run_head(options: HeadOptions) -> int:
+    """The GCS alone. Returns the exit status."""
+    from miniray.runtime import agent, session_lock, sessions
+
+    agent.raise_descriptor_limit()
+    session_lock.sweep(str(sessions.root()))
+    directory = options.session_dir or str(sessions.create())
+    session_lock.hold(directory)
+    fork_janitor(directory, options.ready_fd)
+    try:
+        from miniray.runtime.head_daemon import serve_head
+
+        forbid_unpickling()
+        return serve_head(options, directory)
+    except Exception as error:
+        tell_ready(options.ready_fd, {"error": str(error) or type(error).__name__})
+        sys.stderr.write(f"miniray-head: {error}\n")
+        return 1
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _run(options: NodeOptions, local: bool) -> int:
+    import gc
+
+    from miniray._proto import worker_pb2  # noqa: F401  daemon and zygote share what is loaded by now
+    from miniray.runtime import agent, session_lock, sessions
+
+    agent.raise_descriptor_limit()
+    agent.become_subreaper()
+    session_lock.sweep(str(sessions.root()))
+    directory = options.session_dir or str(sessions.create())
+    session_lock.hold(directory)
+    os.makedirs(os.path.join(directory, "logs"), mode=0o700, exist_ok=True)
+    if local:
+        _redirect_output(os.path.join(directory, "logs", "daemon.log"))
+    options.spill_dir = spill_directory(options, directory)
+    directories = [directory] if "://" in options.spill_dir else [directory, options.spill_dir]
+    ours, zygote_pid = fork_zygote(directories, options.preload, options.ready_fd)
+    trouble = ""
+    try:
+        from miniray.runtime.node_daemon import serve_node
+
+        forbid_unpickling()
+        gc.enable()
+        gc.freeze()
+        return serve_node(options, directory, ours, zygote_pid, local=local)
+    except Exception as error:
+        trouble = str(error) or type(error).__name__
+        log_failure(error)
+        return 1
+    finally:
+        end_tree(ours, zygote_pid, directory)
+        if trouble:     # said when nothing is left: whoever waits may look
+            tell_ready(options.ready_fd, {"error": trouble})
+
+
+def _redirect_output(path: str) -> None:
+    """The daemon must not keep the driver's pipes open: whoever reads them waits for their end."""
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+
+
+def spill_directory(options: NodeOptions, session_dir: str) -> str:
+    """A directory (or URL) for spilled objects that is this node's alone: it is removed at the end."""
+    from miniray import config
+
+    chosen = options.spill_dir or config.get("spill_dir")
+    if not chosen:
+        return os.path.join(session_dir, "spill")
+    return chosen if "://" in chosen else os.path.join(chosen, os.path.basename(session_dir))
+
+
+def fork_zygote(directories: list[str], preload: list[str], ready_fd: int) -> tuple[socket.socket, int]:
+    """Fork the zygote. Returns the raylet's end of its socket and its pid."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        ours.close()
+        if ready_fd >= 0:
+            os.close(ready_fd)
+        from miniray.runtime import zygote
+
+        zygote.run(theirs, directories, preload)
+    theirs.close()
+    return ours, pid
+
+
+def fork_janitor(directory: str, ready_fd: int) -> None:
+    """A process that only waits for this one's end, to remove its session directory."""
+    read, write = os.pipe()
+    if os.fork():
+        os.close(read)  # `write` stays open until we end, however that happens
+        return
+    os.close(write)
+    if ready_fd >= 0:
+        os.close(ready_fd)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    os.read(read, 1)
+    shutil.rmtree(directory, ignore_errors=True)
+    os._exit(0)
+
+
+def end_tree(ours: socket.socket, zygote_pid: int, directory: str) -> None:
+    """Let the zygote end everything below it, then whatever is left below us."""
+    from miniray.runtime import agent
+
+    ours.close()
+    try:
+        os.waitpid(zygote_pid, 0)
+    except ChildProcessError:
+        pass
+    agent.end_below()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def tell_ready(fd: int, message: dict[str, Any]) -> None:
+    """One JSON line to whoever started the daemon."""
+    if fd < 0:
+        return
+    try:
+        os.write(fd, json.dumps(message).encode() + b"\n")
+        os.close(fd)
+    except OSError:
+        pass  # it has ended; its pidfd ends us
+
+
+def log_failure(error: Exception) -> None:
+    """Where the error came from, unless its text says it all."""
+    import traceback
+
+    from miniray.runtime.node_daemon import CannotJoin
+
+    if isinstance(error, CannotJoin):
+        sys.stderr.write(f"miniray-node: {error}\n")
+    else:
+        traceback.print_exc()
+
+
+def forbid_unpickling() -> None:
+    """Make an attempt to unpickle in this process fatal: daemons only carry user payloads."""
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event == "pickle.find_class":
+            sys.stderr.write(f"a daemon tried to unpickle {args}: ending\n")
+            sys.stderr.flush()
+            os.kill(os.getpid(), signal.SIGABRT)
+
+    sys.addaudithook(hook)

@@ -1,0 +1,281 @@
+"""Errors across processes: from exceptions to bytes, from `Failure` messages to exceptions.
+
+An error travels as ``u32 length of text | text | pickle``: the text is what remains when the
+pickle cannot be read on the other side. Daemons carry these bytes and never look inside.
+
+Remote tracebacks keep the user's frames only: frames of the engine are dropped by file name.
+Any thread; no state.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import traceback
+from typing import TYPE_CHECKING
+
+from miniray import exceptions
+from miniray.core.ids import NO_ACTOR, actor_of_task, task_of_object
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from miniray._proto.common_pb2 import Failure
+
+MAX_TEXT = 64 * 1024
+"""Bytes of traceback text kept; the middle of a longer one is cut."""
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_INTERNAL_DIRS = frozenset(os.path.join(_PACKAGE, name) for name in ("", "runtime", "core", "_proto"))
+_INTERNAL = frozenset(os.path.normpath(path) for path in _INTERNAL_DIRS)
+_LENGTH = struct.Struct("<I")
+
+DEPENDENCY_NOTE = "  At least one of the input arguments for this task could not be computed:"
+
+
+def _is_internal(frame: traceback.FrameSummary) -> bool:
+    return os.path.dirname(frame.filename) in _INTERNAL
+
+
+def _strip(error: traceback.TracebackException, seen: set[int]) -> None:
+    """Drop the engine's frames from an error and all that is chained to it."""
+    if id(error) in seen:
+        return
+    seen.add(id(error))
+    kept = [frame for frame in error.stack if not _is_internal(frame)]
+    error.stack = traceback.StackSummary.from_list(kept)
+    for chained in (error.__cause__, error.__context__, *(getattr(error, "exceptions", None) or ())):
+        if chained is not None:
+            _strip(chained, seen)
+
+
+def format_exception(error: BaseException) -> str:
+    """The traceback of `error` and its chain, user frames only."""
+    summary = traceback.TracebackException.from_exception(error)
+    _strip(summary, set())
+    text = "".join(summary.format())
+    if not text.startswith("Traceback ") and not hasattr(error, "exceptions"):
+        text = "Traceback (most recent call last):\n" + text
+    return _shorten(text)
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= MAX_TEXT:
+        return text
+    half = MAX_TEXT // 2
+    return f"{text[:half]}\n... ({len(text) - MAX_TEXT} characters left out) ...\n{text[-half:]}"
+
+
+def task_error(
+    error: BaseException,
+    function_name: str,
+    *,
+    pid: int | None = None,
+    ip: str = "127.0.0.1",
+    actor_repr: str | None = None,
+    actor_id: bytes | None = None,
+) -> exceptions.RayTaskError:
+    """What a caller gets when `error` leaves a task: `function_name` is "f" or "A.method".
+
+    An error that came from another task keeps its first cause, so causes do not nest.
+    """
+    cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
+    return exceptions.RayTaskError(
+        function_name,
+        format_exception(error),
+        cause,
+        pid=pid,
+        ip=ip,
+        actor_repr=actor_repr,
+        actor_id=actor_id.hex() if actor_id else None,
+    )
+
+
+def dependency_error(
+    error: BaseException,
+    function_name: str,
+    *,
+    pid: int | None = None,
+    ip: str = "127.0.0.1",
+    actor_repr: str | None = None,
+    actor_id: bytes | None = None,
+) -> exceptions.RayTaskError:
+    """The error of a task that could not start because the argument `error` stands for failed."""
+    name = type(error).__qualname__ if not isinstance(error, exceptions.RayTaskError) else "RayTaskError"
+    text = f"Traceback :\n{DEPENDENCY_NOTE}\n{type(error).__module__}.{name}: {error}"
+    cause = error.cause if isinstance(error, exceptions.RayTaskError) else error
+    return exceptions.RayTaskError(
+        function_name,
+        _shorten(text),
+        cause,
+        pid=pid,
+        ip=ip,
+        actor_repr=actor_repr,
+        actor_id=actor_id.hex() if actor_id else None,
+    )
+
+
+def pack_exception(error: BaseException) -> bytes:
+    """`error` as bytes. A cause that cannot be pickled becomes a RayError with its text."""
+    from miniray.runtime import values
+
+    text = "".join(traceback.format_exception_only(type(error), error)).rstrip("\n")
+    raw = _shorten(text).encode("utf-8", "replace")
+    try:
+        pickled = values.dumps(error)
+    except Exception as e:
+        pickled = values.dumps(_degraded(error, e))
+    return _LENGTH.pack(len(raw)) + raw + pickled
+
+
+def _degraded(error: BaseException, failure: Exception) -> exceptions.RayError:
+    """A picklable stand-in for an error that is not."""
+    task = error if isinstance(error, exceptions.RayTaskError) else None
+    original = task.cause if task is not None else error
+    kind = f"{type(original).__module__}.{type(original).__name__}"
+    details = task.traceback_str if task is not None else format_exception(error)
+    stand_in = exceptions.RayError(
+        f"Exception {kind} isn't serializable: {failure}\nOriginal exception details:\n{details}"
+    )
+    if task is None:
+        return stand_in
+    return exceptions.RayTaskError(
+        task.function_name,
+        task.traceback_str,
+        stand_in,
+        task.proctitle,
+        task.pid,
+        task.ip,
+        task.actor_repr,
+        task._actor_id,
+    )
+
+
+def unpack_exception(data: bytes | memoryview) -> BaseException:
+    """The error that `pack_exception` wrote, or UnserializableException with its text."""
+    from miniray.runtime import values
+
+    view = memoryview(data)
+    (length,) = _LENGTH.unpack_from(view)
+    text = bytes(view[4 : 4 + length]).decode("utf-8", "replace")
+    try:
+        error = values.loads(view[4 + length :])
+    except Exception:
+        return exceptions.UnserializableException(text)
+    return error if isinstance(error, BaseException) else exceptions.UnserializableException(text)
+
+
+def raised(error: BaseException) -> BaseException:
+    """What `get` raises for a stored error: a task error also as the user's own type."""
+    return error.as_instanceof_cause() if isinstance(error, exceptions.RayTaskError) else error
+
+
+# ---- Failure messages ----
+
+
+def _details(failure: Failure) -> str:
+    """The failure's sentence, with how the process ended and what it last said."""
+    text = failure.message
+    if failure.exit_detail and failure.exit_detail not in text:
+        text += f" ({failure.exit_detail})"
+    if failure.stderr_tail:
+        text += f"\nLast lines of its stderr:\n{failure.stderr_tail.rstrip()}"
+    return text
+
+
+def _actor_died(failure: Failure, actor_id: bytes | None, task_name: str) -> Exception:
+    if failure.payload:
+        cause = unpack_exception(failure.payload)
+        if isinstance(cause, exceptions.RayActorError):
+            return cause
+        if isinstance(cause, exceptions.RayTaskError):
+            if cause._actor_id is None and actor_id:
+                cause._actor_id = actor_id.hex()
+            return exceptions.ActorDiedError(cause)
+        if isinstance(cause, exceptions.RayError):
+            return cause
+    death = exceptions.ActorDeath(
+        actor_id=actor_id.hex() if actor_id else "",
+        message=_details(failure),
+        class_name=task_name.partition(".")[0],
+        pid=failure.pid,
+    )
+    error = exceptions.ActorDiedError(death)
+    error.actor_id = death.actor_id or None
+    return error
+
+
+def _cancelled(task_id: bytes | None, failure: Failure) -> Exception:
+    from miniray import ids
+
+    return exceptions.TaskCancelledError(ids.TaskID(task_id) if task_id else None, failure.message or None)
+
+
+def exception_of(
+    failure: Failure,
+    *,
+    object_id: bytes | None = None,
+    actor_id: bytes | None = None,
+    task_name: str = "",
+) -> Exception:
+    """The typed error that `failure` stands for.
+
+    `object_id` is the object that was asked for (its task and actor are read off the id),
+    `task_name` the function or "Class.method" that was to make it.
+    """
+    from miniray._proto import common_pb2 as pb
+
+    task_id = task_of_object(object_id) if object_id else None
+    if actor_id is None and task_id is not None and actor_of_task(task_id)[:12] != NO_ACTOR:
+        actor_id = actor_of_task(task_id)
+    kind = failure.kind
+    if kind == pb.USER_ERROR and failure.payload:
+        error = raised(unpack_exception(failure.payload))
+        return error if isinstance(error, Exception) else exceptions.RaySystemError(error)
+    if kind == pb.ACTOR_DIED:
+        return _actor_died(failure, actor_id, task_name)
+    if kind == pb.TASK_CANCELLED:
+        return _cancelled(task_id, failure)
+    if kind == pb.UNAVAILABLE and actor_id is not None:
+        return exceptions.ActorUnavailableError(_details(failure), actor_id)
+    if kind in (pb.OBJECT_LOST, pb.OWNER_DIED):
+        return _object_error(failure, object_id)
+    simple = _SIMPLE.get(pb.ErrorKind.Name(kind))
+    text = _details(failure)
+    if kind == pb.PLACEMENT_GROUP_REMOVED:
+        return exceptions.ActorPlacementGroupRemoved() if actor_id else exceptions.TaskPlacementGroupRemoved()
+    if kind == pb.INFEASIBLE and actor_id is not None:
+        return exceptions.ActorUnschedulableError(text)
+    return simple(text) if simple is not None else exceptions.RaySystemError(text)
+
+
+def failure_bytes(error: bytes | Failure) -> bytes:
+    """An entry's error (packed exception or Failure) as packed exception bytes."""
+    return error if isinstance(error, bytes) else pack_exception(exception_of(error))
+
+
+def _object_error(failure: Failure, object_id: bytes | None) -> Exception:
+    from miniray._proto import common_pb2 as pb
+
+    name = object_id.hex() if object_id else ""
+    if failure.kind == pb.OWNER_DIED:
+        return exceptions.OwnerDiedError(name, detail=_details(failure))
+    reason, separator, rest = failure.message.partition(": ")
+    if separator and reason in exceptions.ObjectReconstructionFailedError.REASON_MESSAGES:
+        return exceptions.ObjectReconstructionFailedError(name, reason, rest or None)
+    return exceptions.ObjectLostError(name, detail=_details(failure))
+
+
+_SIMPLE: dict[str, Callable[[str], Exception]] = {
+    "WORKER_DIED": exceptions.WorkerCrashedError,
+    "NODE_DIED": exceptions.NodeDiedError,
+    "ACTOR_UNSCHEDULABLE": exceptions.ActorUnschedulableError,
+    "RUNTIME_ENV_FAILED": exceptions.RuntimeEnvSetupError,
+    "OUT_OF_MEMORY": exceptions.OutOfMemoryError,
+    "STORE_FULL": exceptions.ObjectStoreFullError,
+    "OUT_OF_DISK": exceptions.OutOfDiskError,
+    "INFEASIBLE": exceptions.TaskUnschedulableError,
+    "NOT_FOUND": ValueError,
+    "ALREADY_EXISTS": exceptions.ActorAlreadyExistsError,
+    "INVALID_ARGUMENT": ValueError,
+}

@@ -1,0 +1,542 @@
+"""Runs user code in a worker process: tasks one by one, or one actor's calls.
+
+Plain tasks and synchronous actors run on the main thread (so that a running task can be
+interrupted), in the order they arrived. Actors with `max_concurrency` or concurrency groups run
+calls in thread pools, asyncio actors on an event loop in a thread of its own (`concurrency`).
+
+A worker that blocks, or whose current task takes long, sends the plain tasks behind it back to
+their owners (*bounce*), so nothing waits behind a task that waits for it.
+
+Replies are written into the ring as soon as they exist, so that a crash right after a task does
+not lose its result.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from miniray._proto import common_pb2 as pb
+from miniray._proto import worker_pb2 as wire
+from miniray.core import ids
+from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
+from miniray.core.owner import Result
+from miniray.exceptions import ActorDiedError, RayTaskError, TaskCancelledError
+from miniray.ids import TaskID
+from miniray.runtime import arguments, frames, local_objects, output, streams, values
+from miniray.runtime.errors import pack_exception, task_error
+from miniray.runtime.task_context import CURRENT, NO_LEASE, Assignment, ExitActor, Function, TaskContext
+from miniray.runtime.waiting import Waiter
+from miniray.runtime.worker import INLINE_LIMIT, CoreWorker
+
+HELD_UP_S = 0.010
+"""Plain tasks queued behind one that runs longer than this are sent back."""
+
+NOBODY: Address = (b"", b"")
+QUIET_US = 200
+QUIET_REPLIES = 16
+"""While more calls wait, the caller is woken once for this many short ones."""
+
+_ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
+
+
+class Work(Waiter):
+    """The main thread waiting for something to run."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def notify(self, entry: Any) -> None:
+        """Work has come."""
+        self.remaining = 0
+        self.signal()
+
+
+class Executor:
+    """One per worker process."""
+
+    def __init__(self, worker: CoreWorker) -> None:
+        self.worker = worker
+        self.queue: deque[tuple[Any, bytes]] = deque()
+        self.work = Work()
+        self.actor: Any = None
+        self.actor_spec: pb.ActorSpec | None = None
+        self.attempt = 0
+        self.assignment = NO_LEASE
+        self.actor_name = ""
+        self.concurrency: Any = None
+        self.running: tuple[Any, int] | None = None
+        self.running_since = 0.0
+        self.main = threading.main_thread().ident or 0
+        self.stopping = False
+        self._blocked = 0
+        self._victim: tuple[Any, int] | None = None     # the running call that is to be interrupted
+        self._quiet: dict[Any, None] = {}  # peers with replies they have not been woken for
+        self._untold = 0
+        self._functions: dict[bytes, Any] = {}
+        self._start: wire.StartActor | None = None
+        self._exit: wire.Exit | None = None
+        signal.signal(signal.SIGINT, self._on_interrupt)
+
+    # ---- context
+
+    @property
+    def current_task(self) -> bytes:
+        """The task that runs on this thread or coroutine."""
+        context = CURRENT.get()
+        return context.task_id if context is not None else self.worker.default_task
+
+    def context(self) -> TaskContext | None:
+        """What runs on this thread or coroutine, or None outside of tasks."""
+        return CURRENT.get()
+
+    def on_task_thread(self) -> bool:
+        """True where waiting means that a task waits."""
+        return CURRENT.get() is not None
+
+    def blocked(self) -> None:
+        """A task of this worker waits: its CPU and its queue are for others."""
+        with self.worker.lock:
+            self._blocked += 1
+            if self._blocked > 1:
+                return
+            self._bounce()
+        self.worker.raylet.send(wire.ToRaylet(blocked=wire.WorkerBlocked(blocked=True)))
+
+    def unblocked(self) -> None:
+        """It goes on."""
+        with self.worker.lock:
+            self._blocked -= 1
+            if self._blocked:
+                return
+        self.worker.raylet.send(wire.ToRaylet(blocked=wire.WorkerBlocked(blocked=False)))
+
+    def tick(self, now: float) -> None:
+        """Called by the drainer: do not let replies or tasks wait behind a long task."""
+        if self._quiet:
+            self.tell()
+        if self.queue and self.running is not None and now - self.running_since > HELD_UP_S:
+            with self.worker.lock:
+                self._bounce()
+
+    def _bounce(self) -> None:
+        if self.actor_spec is not None or not self.queue:
+            return
+        calls: dict[Any, list[int]] = {}
+        while self.queue:
+            peer, frame = self.queue.popleft()
+            calls.setdefault(peer, []).append(frames.PUSH_HEADER.unpack_from(frame)[3])
+        for peer, numbers in calls.items():
+            peer.channel.send(frames.pack_bounce(numbers))
+        self.worker.peers.end_turn()
+
+    # ---- what arrives
+
+    def enqueue(self, peer: Any, frame: bytes) -> None:
+        """A push came in. Under the worker's lock."""
+        if self.concurrency is not None:
+            self.concurrency.submit(peer, frame)
+            return
+        if self._blocked and self.actor_spec is None:
+            peer.channel.send(frames.pack_bounce([frames.PUSH_HEADER.unpack_from(frame)[3]]))
+            return
+        self.queue.append((peer, frame))
+        if self.work.remaining:
+            self.work.notify(None)
+            self.worker.pump.kick(self.work)
+
+    def message(self, kind: str, message: Any) -> None:
+        """A message of the raylet that concerns this process as an executor."""
+        if kind == "start_actor":
+            self._start = message
+        elif kind == "exit":
+            self._exit = message
+            if not message.graceful:
+                self.leave(message.reason or "told to exit", flush=True)
+        elif kind == "assign_job":
+            self.adopt(message.job)
+            return
+        self.work.notify(None)
+        self.worker.pump.wake()
+
+    def adopt(self, job: pb.JobInfo) -> None:
+        """This worker now belongs to a job: import what its driver could import."""
+        self.worker.job = job
+        self.worker.job_assigned(job.job_id)
+        output.belongs_to(job.job_id)
+        for path in reversed(job.sys_path):
+            if path not in sys.path:
+                sys.path.insert(0, path)
+
+    def leased(self, terms: bytes) -> None:
+        """The owner of the next tasks tells what they hold."""
+        self.assignment = Assignment(wire.LeaseTerms.FromString(terms))
+        self.assignment.show_devices()
+
+    def cancel(self, peer: Any, call: int, force: bool, recursive: bool) -> None:
+        """A caller gave a call up. Under the lock."""
+        for item in self.queue:
+            header = frames.PUSH_HEADER.unpack_from(item[1])
+            if item[0] is peer and header[3] == call:
+                self.queue.remove(item)
+                self._reply(peer, call, 0, 1, [self.cancelled(header[6])], [])
+                return
+        if self.concurrency is not None:
+            self.concurrency.cancel(peer, call)
+        elif self.running == (peer, call) and self._victim is None and self.actor_spec is None:
+            self._victim = self.running
+            signal.pthread_kill(self.main, signal.SIGINT)
+
+    def consumed(self, peer: Any, call: int, count: int) -> None:
+        """A caller has taken `count` items of a stream."""
+        streams.consumed(peer, call, count)
+
+    def _on_interrupt(self, signum: int, frame: Any) -> None:
+        victim, self._victim = self._victim, None
+        if victim is not None and victim == self.running:   # else it has just ended: too late
+            raise TaskCancelledError
+
+    # ---- the main loop
+
+    def run(self) -> None:
+        """Until told to end. Main thread."""
+        worker, queue, work = self.worker, self.queue, self.work
+        while not self.stopping:
+            if self._start is not None:
+                self._create_actor()
+            while queue:
+                peer, frame = queue.popleft()
+                self.execute(peer, frame)
+            if self._quiet:
+                self.tell()
+            if self._exit is not None:
+                self.leave(self._exit.reason or "told to exit", flush=True)
+            with worker.lock:
+                if queue or self._start is not None or self._exit is not None:
+                    continue
+                work.remaining = 1
+            worker.pump.wait(work, None)
+
+    def execute(self, peer: Any, frame: bytes) -> None:
+        """Run one push on this thread and reply."""
+        _, flags, attempt, call, number, returns, tid = frames.PUSH_HEADER.unpack_from(frame)
+        started = time.perf_counter_ns()
+        self.running_since = time.monotonic()
+        self.running = (peer, call)
+        held: list[ObjectEntry] = []
+        context = TaskContext(
+            tid, "", attempt, ids.actor_of_task(tid) if self.actor_spec is not None else b"", self.assignment
+        )
+        token = CURRENT.set(context)
+        restored = values.begin_restoring()
+        function: Function | None = None
+        try:
+            function = self.function(peer, number)
+            context.name = function.name
+            args, kwargs = self.decode(peer, frame, flags, held)
+            value = function.call(*args, **kwargs)
+            del args, kwargs
+            results = self.results(value, returns, tid, peer, call, function.backpressure)
+            del value
+        except ExitActor:
+            results = [self._failure(exited())] * max(1, returns)
+            self._exit = wire.Exit(graceful=True, reason="exit_actor() was called")
+        except SystemExit as error:
+            self._system_exit(error)
+        except BaseException as error:
+            try:
+                results = [self.failure(error, function)] * max(1, returns)
+            except TaskCancelledError:      # told to stop while it failed by itself
+                results = [self.cancelled(tid)] * max(1, returns)
+            del error
+        finally:
+            self.running = None
+            CURRENT.reset(token)
+        values.end_restoring(restored)
+        if held:
+            self._unpin(held)
+        if restored:
+            self.settle_references(peer.address, restored)
+        spent = (time.perf_counter_ns() - started) // 1000
+        with self.worker.lock:
+            retained = self.worker.owner.ownership.retained(restored, peer.address) if restored else []
+            self._reply(peer, call, min(spent, 0xFFFFFFFF), returns, results, retained)
+        if function is not None and function.max_calls:
+            self._count_call(function)
+
+    def function(self, peer: Any, number: int) -> Function:
+        """What `number` means on this channel; the definition is loaded at first use."""
+        function = peer.functions[number]
+        if type(function) is bytes:
+            function = peer.functions[number] = Function(function, self._functions, self.actor)
+        return function  # type: ignore[no-any-return]
+
+    def decode(
+        self, peer: Any, frame: bytes, flags: int, held: list[ObjectEntry]
+    ) -> tuple[Any, dict[str, Any]]:
+        """The arguments of a push."""
+        if len(frame) == frames.PUSH_HEADER.size:
+            return (), {}
+
+        def fetch(slot: frames.Slot, raw: bool = False) -> Any:
+            return local_objects.fetch(self.worker, slot, peer.address, held, raw)
+
+        return arguments.decode(frame, flags, fetch)
+
+    # ---- results
+
+    def results(
+        self, value: Any, returns: int, tid: bytes, peer: Any, call: int, limit: int = -1
+    ) -> list[Result]:
+        """The results of a task that returned `value`."""
+        if returns == 1:
+            kind = type(value)
+            if kind in _ATOMS and not (kind in (bytes, str) and len(value) > 4096):
+                payload = pickle.dumps(value, 5)
+                return [Result(INLINE, payload, len(payload))]
+            return [self.result(value, ids.object_id(tid, 1), peer)]
+        if returns == 0:
+            return []
+        if returns < 0:
+            return streams.produce(self, value, returns, tid, peer, call, limit)
+        if not isinstance(value, (tuple, list)) and not hasattr(value, "__iter__"):
+            raise ValueError(
+                f"The task returned {value!r}, but num_returns={returns}: return a tuple of {returns} values"
+            )
+        items = list(value)
+        if len(items) != returns:
+            raise ValueError(
+                f"Task returned {len(items)} objects, but num_returns={returns}: return exactly that many"
+            )
+        return [self.result(item, ids.object_id(tid, i + 1), peer) for i, item in enumerate(items)]
+
+    def result(self, value: Any, oid: bytes, peer: Any) -> Result:
+        """One return value: inline when small, else in the node's store."""
+        packed = values.serialize(value, "the return value")
+        contents: tuple[Any, ...] = ()
+        if packed.refs:
+            contents = self._introduce([ref.entry for ref in packed.refs], peer)
+        size = packed.nbytes
+        if size > INLINE_LIMIT:
+            local_objects.write(self.worker, oid, packed, size, peer.address)
+            return Result(STORED, None, size, contents)
+        return Result(INLINE, packed.pack(), size, contents)
+
+    def _introduce(self, entries: list[ObjectEntry], peer: Any) -> tuple[Any, ...]:
+        """Before references leave in a result, their owners learn that the caller holds them."""
+        worker = self.worker
+        pending = Waiter(0)
+        with worker.lock:
+            for entry in entries:
+                if not worker.owner.ownership.introduce(entry, peer.address, pending):
+                    pending.remaining += 1
+            worker.drain()
+        if pending.remaining > 0:
+            worker.pump.wait(pending, time.monotonic() + 30.0)
+        return tuple((entry.id, entry.owner or worker.address) for entry in entries)
+
+    def settle_references(self, caller: Address, restored: list[ObjectEntry]) -> None:
+        """References outlive the task: owners other than the caller know of us before the reply."""
+        worker = self.worker
+        worker.collect_released()
+        pending = Waiter(0)
+        with worker.lock:
+            pending.remaining += worker.owner.ownership.outlived(restored, caller, pending)
+            worker.drain()
+        if pending.remaining > 0:
+            worker.pump.wait(pending, time.monotonic() + 30.0)
+
+    def _unpin(self, held: list[ObjectEntry]) -> None:
+        with self.worker.lock:
+            for entry in held:
+                self.worker.owner.ownership.unpinned(entry)
+            self.worker.drain()
+
+    def failure(self, error: BaseException, function: Function | None) -> Result:
+        """The result of a task that raised."""
+        if isinstance(error, (KeyboardInterrupt, TaskCancelledError)):
+            context = CURRENT.get()
+            return self.cancelled(context.task_id if context is not None else b"")
+        name = function.name if function is not None else "unknown"
+        if self.actor_spec is not None:
+            name = f"{self.actor_spec.class_name}.{name}"
+        if isinstance(error, RayTaskError) and error.function_name == name:
+            return self._failure(error)
+        return self._failure(task_error(error, name, pid=os.getpid(), actor_repr=self.actor_repr()))
+
+    def actor_repr(self) -> str | None:
+        """How the actor shows itself, if its class says so."""
+        shown: Any = type(self.actor).__repr__
+        if self.actor is None or shown is object.__repr__:
+            return None
+        try:
+            return repr(self.actor)
+        except Exception:
+            return None
+
+    def cancelled(self, tid: bytes) -> Result:
+        """The result of a task that was given up."""
+        return self._failure(TaskCancelledError(TaskID(tid) if tid else None))
+
+    def _failure(self, error: Any) -> Result:
+        payload = error if isinstance(error, bytes) else pack_exception(error)
+        return Result(FAILED, payload, len(payload))
+
+    def _reply(
+        self, peer: Any, call: int, spent: int, returns: int, results: list[Result], retained: list[bytes]
+    ) -> None:
+        if output.unfinished:
+            output.settle()     # what the task has printed is out before its result is
+        if peer.gone:
+            return
+        if peer.channel is None:
+            self.worker.peers.connected(peer.address)
+        quiet = bool(self.queue) and spent < QUIET_US and self._untold < QUIET_REPLIES
+        peer.channel.send(frames.pack_reply(call, spent, results, retained), quiet)
+        if quiet:
+            self._quiet[peer] = None
+            self._untold += 1
+        else:
+            self._quiet.pop(peer, None)
+            self._untold = 0
+        if self.worker.peers.turn:
+            self.worker.peers.end_turn()
+
+    def tell(self) -> None:
+        """Wake the callers whose replies are in their rings already."""
+        with self.worker.lock:
+            while self._quiet:
+                peer, _ = self._quiet.popitem()
+                if peer.channel is not None:
+                    peer.channel.flush()
+            self._untold = 0
+
+    def _count_call(self, function: Function) -> None:
+        function.count += 1
+        if function.count >= function.max_calls:
+            with self.worker.lock:
+                self._bounce()
+            self.leave(f"max_calls={function.max_calls} of {function.name} reached", flush=True)
+
+    # ---- actors
+
+    def _create_actor(self) -> None:
+        start, self._start = self._start, None
+        assert start is not None
+        spec = start.spec
+        self.actor_spec = spec
+        self.attempt = start.attempt
+        terms = wire.LeaseTerms(scheduling_class=spec.creation_class, slots=start.slots)
+        self.assignment = Assignment(terms, dict(spec.lifetime_resources.amounts))
+        self.assignment.show_devices()
+        self.actor_name = spec.name
+        output.is_actor(spec.class_name)
+        from miniray.runtime import agent
+
+        agent.name_process(f"ray::{spec.class_name}")
+        failure = None
+        held: list[ObjectEntry] = []
+        context = TaskContext(b"", f"{spec.class_name}.__init__", 0, spec.actor_id, self.assignment)
+        token = CURRENT.set(context)
+        restored = values.begin_restoring()
+        try:
+            size = int.from_bytes(spec.creation_task[:4], "little")
+            cls = values.deserialize_function(spec.creation_task[4 : 4 + size])
+            push = spec.creation_task[4 + size :]
+            _, flags, _, _, _, _, context.task_id = frames.PUSH_HEADER.unpack_from(push)
+            owner = self.worker.peers.of((spec.owner.node_id, spec.owner.worker_id))
+            args, kwargs = self.decode(owner, push, flags, held)
+            self.actor = cls(*args, **kwargs)
+            del args, kwargs
+            output.is_actor(self.actor_repr() or spec.class_name)
+        except BaseException as error:
+            task = task_error(error, f"{spec.class_name}.__init__", pid=os.getpid(), actor_id=spec.actor_id)
+            failure = pb.Failure(
+                kind=pb.USER_ERROR, payload=pack_exception(task), pid=os.getpid(),
+                message=f"the constructor of {spec.class_name} raised {type(error).__name__}: {error}"[:2000],
+            )  # fmt: skip
+        finally:
+            CURRENT.reset(token)
+            values.end_restoring(restored)
+        self._unpin(held)
+        self.settle_references(NOBODY, restored)    # the creator, too, lets go of the arguments now
+        if failure is None and (spec.is_async or spec.max_concurrency > 1 or spec.concurrency_groups):
+            from miniray.runtime import concurrency
+
+            with self.worker.lock:
+                self.concurrency = concurrency.of(self, spec)
+                while self.queue:
+                    self.concurrency.submit(*self.queue.popleft())
+        ready = wire.ActorReady(actor_id=spec.actor_id, attempt=start.attempt)
+        if failure is not None:
+            ready.failure.CopyFrom(failure)
+        self.worker.raylet.send(wire.ToRaylet(actor_ready=ready))
+        if failure is not None:
+            self.leave("the actor's constructor failed", flush=True)
+
+    # ---- ends
+
+    def stop(self) -> None:
+        """The worker library shuts down."""
+        self.stopping = True
+
+    def _system_exit(self, error: SystemExit) -> None:
+        """User code called sys.exit: the process ends, as it would without us."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.code if isinstance(error.code, int) else int(error.code is not None))
+
+    def leave(self, reason: str, flush: bool = False) -> None:
+        """End this process on purpose."""
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            with self.worker.lock:
+                self.worker.log.flush()
+            self.worker.raylet.send(wire.ToRaylet(exiting=wire.Exiting(reason=reason, intended=True)))
+        finally:
+            os._exit(0)
+
+
+def exited() -> ActorDiedError:
+    """The error of the call in which an actor left on purpose."""
+    return ActorDiedError("The actor is dead: exit_actor() was called.")
+
+
+def run_worker(spec: dict[str, Any]) -> None:
+    """The life of a worker process."""
+    output.install()
+    from miniray.runtime import worker as library
+    from miniray.runtime.raylet_client import RayletClient
+
+    client = RayletClient(spec["socket_path"])
+    token = spec["startup_token"]
+    register = wire.Register(
+        token=spec["token"], startup_token=token if isinstance(token, bytes) else bytes.fromhex(token)
+    )
+    info, fd = client.register(register)
+    if info.failure.kind or fd < 0:
+        sys.stderr.write(f"the raylet refused this worker: {info.failure.message}\n")
+        os._exit(1)
+    core = CoreWorker(client, info, fd, is_driver=False)
+    library.set_current(core)
+    core.executor = Executor(core)
+    if core.job_id:
+        core.executor.adopt(info.job)
+    core.start()
+    try:
+        core.executor.run()
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)

@@ -1,0 +1,92 @@
+"""The inside of `miniray-head`: the GCS with its storage and its port, until told to stop.
+
+Without a storage of its own choosing a head keeps its tables in the state directory
+(`$XDG_STATE_HOME/miniray`), one file per port: a head that was killed and is started again on
+its port goes on where it was. A head that ends in order takes that file along: its cluster is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from miniray.runtime import agent, rpc, sessions
+from miniray.runtime.daemon import tell_ready
+from miniray.runtime.gcs import GcsShell
+from miniray.runtime.storage import StorageError, open_storage
+
+if TYPE_CHECKING:
+    from miniray.runtime.daemon import HeadOptions
+
+log = logging.getLogger(__name__)
+
+
+def serve_head(options: HeadOptions, directory: str) -> int:
+    """Run the GCS until it ends. Returns the exit status; StorageError, RpcError before it is up."""
+    return asyncio.run(_serve(options, Path(directory)))
+
+
+async def _serve(options: HeadOptions, directory: Path) -> int:
+    stopping = asyncio.Event()
+    failed: list[StorageError] = []
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    _end_with(options.driver_pid, stopping)
+
+    def fatal(error: StorageError) -> None:
+        failed.append(error)
+        stopping.set()
+
+    token = options.token or secrets.token_hex(32)
+    own_file = _own_file(options)
+    shell = GcsShell.open(open_storage(_storage_url(options, own_file)), on_fatal=fatal)
+    try:
+        server = await rpc.serve_gcs(shell, options.host, options.port, token)
+    except rpc.RpcError:
+        shell.close()
+        raise
+    address = f"{options.host}:{server.port}"
+    sessions.write_private(directory / "token", token)
+    sessions.publish(directory, "head", address=address)
+    tell_ready(options.ready_fd, {"address": address, "pid": os.getpid(), "session_dir": str(directory)})
+    await stopping.wait()
+    await server.stop()
+    shell.close()
+    if own_file is not None and not failed:
+        for path in own_file.parent.glob(own_file.name + "*"):  # SQLite keeps two more beside it
+            path.unlink(missing_ok=True)
+    return 1 if failed else 0
+
+
+def _end_with(pid: int, stopping: asyncio.Event) -> None:
+    """Stop when process `pid` ends; 0: nobody's end matters."""
+    if not pid:
+        return
+    fd = agent.pidfd(pid)
+    if fd is None:
+        stopping.set()
+    else:
+        asyncio.get_running_loop().add_reader(fd, stopping.set)
+
+
+def _own_file(options: HeadOptions) -> Path | None:
+    """The default storage, None when another was chosen or the port is any."""
+    if options.storage or not options.port:
+        return None
+    base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "miniray"
+    with contextlib.suppress(OSError):
+        base.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return base / f"head-{options.port}.sqlite"
+
+
+def _storage_url(options: HeadOptions, own_file: Path | None) -> str:
+    if own_file is not None:
+        return f"sqlite:{own_file}"
+    return "none:" if options.storage in ("", ":memory:") else options.storage

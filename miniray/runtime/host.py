@@ -1,0 +1,121 @@
+"""What this machine offers to us: CPUs, memory, GPUs, as affinity and cgroups allow them.
+
+Read once when a daemon starts; any thread. Linux only.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from pathlib import Path
+
+from miniray import config
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def cpu_count() -> int:
+    """CPUs this process may use: its affinity, lowered by the cgroup's cpu.max; at least 1."""
+    count = len(os.sched_getaffinity(0))
+    for directory in _own_cgroups():
+        quota = _read(directory / "cpu.max").split()
+        if len(quota) == 2 and quota[0] != "max":
+            count = min(count, max(1, math.ceil(int(quota[0]) / int(quota[1]))))
+    return max(1, count)
+
+
+def memory_total() -> int:
+    """Bytes of memory this process may use: the machine's, lowered by the cgroup's memory.max."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for directory in _own_cgroups():
+        limit = _read(directory / "memory.max").strip()
+        if limit.isdigit():
+            total = min(total, int(limit))
+    return total
+
+
+class MemoryMeter:
+    """Bytes in use that could not be given back at once, by the same rule as `memory_total`.
+
+    Cheap enough to be asked several times a second: the files stay open.
+    """
+
+    def __init__(self) -> None:
+        limited = [d for d in _own_cgroups() if _read(d / "memory.max").strip().isdigit()]
+        self._group = limited[0] if limited else None
+        self._meminfo = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
+
+    def used(self) -> int:
+        """Bytes in use now."""
+        if self._group is not None:
+            stat = dict(line.split() for line in _read(self._group / "memory.stat").splitlines())
+            return max(0, int(_read(self._group / "memory.current") or 0) - int(stat.get("inactive_file", 0)))
+        text = os.pread(self._meminfo, 256, 0)  # the two figures are among the first three lines
+        return _figure(text, b"MemTotal:") - _figure(text, b"MemAvailable:")
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._meminfo)
+
+
+def _figure(text: bytes, name: bytes) -> int:
+    return int(text[text.index(name) + len(name) :].split(None, 1)[0]) * 1024
+
+
+def store_bytes(asked: int | None) -> int:
+    """Size of the object store: as asked, else a share of the memory within its bounds.
+
+    ValueError when what was asked for is below the least possible size.
+    """
+    least = config.get("store_min_bytes")
+    if asked is not None:
+        if asked < least:
+            raise ValueError(f"object_store_memory must be at least {least} bytes: {asked}")
+        return asked
+    wanted = int(memory_total() * config.get("store_share"))
+    return int(max(least, min(wanted, config.get("store_max_bytes"))))
+
+
+def gpu_count() -> int:
+    """NVIDIA devices that are visible: CUDA_VISIBLE_DEVICES, else the driver's list."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])
+    try:
+        return len(os.listdir("/proc/driver/nvidia/gpus"))
+    except OSError:
+        return 0
+
+
+def gpu_model() -> str:
+    """The accelerator type of the first GPU as Ray names it ("A100"), "" when unknown."""
+    try:
+        first = sorted(Path("/proc/driver/nvidia/gpus").iterdir())[0]
+        words = dict(line.split(":", 1) for line in _read(first / "information").splitlines() if ":" in line)
+        name = words["Model"].strip().split()
+    except (OSError, IndexError, KeyError):
+        return ""
+    named = [word for word in name if word not in ("NVIDIA", "Tesla", "GeForce", "Quadro")]
+    return named[0].split("-")[0] if named else ""
+
+
+def hostname() -> str:
+    """This machine's name."""
+    return socket.gethostname()
+
+
+def _own_cgroups() -> list[Path]:
+    """The cgroup v2 directories of this process, innermost first; [] without cgroup v2."""
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        if line.startswith("0::"):
+            inner = CGROUP / line[3:].lstrip("/")
+            return [d for d in (inner, *inner.parents) if d == CGROUP or CGROUP in d.parents]
+    return []
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

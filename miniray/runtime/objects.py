@@ -1,0 +1,295 @@
+"""Object bytes: between this node's store and its spill files, and to and from other nodes.
+
+::
+
+    SpillObjects   store ──▶ file, then out of the store          `objects_spilled`
+    RestoreObject  file ──▶ store, as a secondary copy            `object_restored`
+    StartFetch     other node ──▶ store, as a secondary copy      `fetch_ended`
+    open_source()  store or file ──▶ other node
+
+Bytes are read from and written into the segment directly (`runtime.bulk`). Loop's thread; file
+I/O runs in the loop's executor. At most `SERVES_PER_OBJECT` streams leave this node for one object at a time:
+others are told who has a copy by now, so that a broadcast forms a tree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+from miniray import _native
+from miniray._proto import common_pb2 as common
+from miniray._proto import raylet_pb2
+from miniray.core.memory import NOBODY, Owner
+from miniray.core.node import Node
+from miniray.core.node_effects import DropSpilled, RestoreObject, SpillObjects, StartFetch, StopFetch
+from miniray.runtime.spill import Spilled, SpillFiles
+
+CHUNK_BYTES = 5 << 20
+SERVES_PER_OBJECT = 3
+ELSEWHERE_KEPT = 8
+
+
+Begin = Callable[[raylet_pb2.Chunk], "memoryview | None"]
+
+
+class FetchPort(Protocol):
+    """Reads an object from another node: over `runtime.bulk`, or gRPC where there is no port for it."""
+
+    async def __call__(self, node_id: bytes, request: raylet_pb2.FetchRequest, begin: Begin) -> None:
+        """Call `begin` with the header and fill the view it returns; OSError: source out of reach."""
+
+
+class FetchFailed(Exception):
+    """A fetch ended without the object."""
+
+    def __init__(self, failure: common.Failure, elsewhere: list[bytes], size: int = 0) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.elsewhere = elsewhere
+        self.size = size
+
+
+class Objects:
+    """See the module head. `turn` is called after each stimulus fed to the node."""
+
+    def __init__(self, store: _native.Store, node: Node, spill_dir: str, turn: Callable[[], None]) -> None:
+        self.fetch_port: FetchPort | None = None
+        self._store = store
+        self._node = node
+        self._turn = turn
+        self._loop = asyncio.get_running_loop()
+        self._files = SpillFiles(spill_dir)
+        self._fetches: dict[bytes, asyncio.Task[None]] = {}
+        self._others: set[asyncio.Task[None]] = set()
+        self._serving: dict[bytes, int] = {}
+        self._served: dict[bytes, list[bytes]] = {}
+
+    def close(self) -> None:
+        """Stop all streams and remove the spill files."""
+        for task in (*self._fetches.values(), *self._others):
+            task.cancel()
+        self._files.remove_all()
+
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+
+    # ---- spilling ----
+
+    def spill(self, effect: SpillObjects) -> None:
+        """Write a batch; the objects leave the store once they are on disk."""
+        self._spawn(self._spill(effect))
+
+    async def _spill(self, effect: SpillObjects) -> None:
+        batch = [(oid, buffer) for oid in effect.object_ids if (buffer := self._store.get(oid)) is not None]
+        failure = None
+        written: dict[bytes, Spilled] = {}
+        try:
+            written = await self._loop.run_in_executor(None, self._files.write, batch)
+        except OSError as error:
+            failure = common.Failure(kind=common.OUT_OF_DISK, message=str(error))
+        batch.clear()  # our pins
+        for object_id, location in written.items():
+            self._files.remember(object_id, location)
+            self._store.delete(object_id)
+        self._node.objects_spilled(self._loop.time(), effect.batch, list(written), failure)
+        self._turn()
+
+    def restore(self, effect: RestoreObject) -> None:
+        """Read an object back into the store."""
+        self._spawn(self._restore(effect.object_id))
+
+    async def _restore(self, object_id: bytes) -> None:
+        failure = None
+        location = self._files.location(object_id)
+        if location is None:
+            failure = common.Failure(kind=common.OBJECT_LOST,
+                                     message=f"object {object_id.hex()} is not on this node's disk")
+        else:
+            try:
+                await self._read_back(object_id, location)
+            except _native.ObjectExists:
+                pass
+            except _native.StoreFull as error:
+                failure = common.Failure(kind=common.STORE_FULL, message=str(error))
+            except OSError as error:
+                failure = common.Failure(kind=common.OBJECT_LOST, message=str(error))
+        self._node.object_restored(self._loop.time(), object_id, failure)
+        self._turn()
+
+    async def _read_back(self, object_id: bytes, location: Spilled) -> None:
+        view = self._store.create_object(object_id, location.size, primary=False)
+        try:
+            await self._loop.run_in_executor(None, self._files.read_into, location, view)
+        except BaseException:
+            view.release()
+            self._store.abort(object_id)
+            raise
+        view.release()
+        self._store.seal(object_id)
+
+    def drop_spilled(self, effect: DropSpilled) -> None:
+        """Forget spilled copies."""
+        for object_id in effect.object_ids:
+            self._files.forget(object_id)
+
+    # ---- fetching ----
+
+    def start_fetch(self, effect: StartFetch) -> None:
+        """Copy an object here."""
+        self._fetches[effect.object_id] = self._loop.create_task(
+            self._fetch(effect.object_id, effect.node_id))
+
+    def stop_fetch(self, effect: StopFetch) -> None:
+        """Nobody waits for it any more."""
+        task = self._fetches.pop(effect.object_id, None)
+        if task is not None:
+            task.cancel()
+
+    async def _fetch(self, object_id: bytes, node_id: bytes) -> None:
+        size, owner = 0, NOBODY
+        failure: common.Failure | None = None
+        elsewhere: list[bytes] = []
+        try:
+            if not self._store.contains(object_id):
+                size, owner = await self._copy(object_id, node_id)
+        except FetchFailed as error:
+            failure, elsewhere, size = error.failure, error.elsewhere, error.size
+        except OSError as error:
+            failure = common.Failure(kind=common.NODE_DIED, message=str(error))
+        if self._fetches.get(object_id) is asyncio.current_task():
+            del self._fetches[object_id]
+        self._node.fetch_ended(self._loop.time(), object_id, size, owner, failure, elsewhere)
+        self._turn()
+
+    async def _copy(self, object_id: bytes, node_id: bytes) -> tuple[int, Owner]:
+        """Stream the object into the store. Returns its size and owner; raises FetchFailed."""
+        if node_id == self._node.node_id or self.fetch_port is None:
+            raise FetchFailed(common.Failure(kind=common.NOT_FOUND, message="it is not in the store"), [])
+        view: memoryview | None = None
+        owner, total = NOBODY, 0
+
+        def begin(header: raylet_pb2.Chunk) -> memoryview:
+            nonlocal view, owner, total
+            if header.HasField("failure"):
+                raise FetchFailed(header.failure, list(header.elsewhere))
+            total, owner = header.total_size, _owner_of(header)
+            view = self._room(object_id, total)
+            return view
+
+        request = raylet_pb2.FetchRequest(object_id=object_id, reader=self._node.node_id)
+        try:
+            await self.fetch_port(node_id, request, begin)
+        except _native.ObjectExists:
+            return total, owner  # somebody here has made it meanwhile
+        except BaseException:
+            if view is not None:
+                view.release()
+                self._store.abort(object_id)
+            raise
+        assert view is not None
+        view.release()
+        self._store.seal(object_id)
+        return total, owner
+
+    def _room(self, object_id: bytes, size: int) -> memoryview:
+        try:
+            return self._store.create_object(object_id, size, primary=False)
+        except _native.StoreFull as error:
+            failure = common.Failure(kind=common.STORE_FULL, message=str(error))
+            raise FetchFailed(failure, [], size) from error
+
+    # ---- serving ----
+
+    def open_source(self, request: raylet_pb2.FetchRequest) -> Source:
+        """Begin to serve one object; a source of no bytes with a failure when it is not here."""
+        object_id = request.object_id
+        streams = self._serving.get(object_id, 0)
+        if streams >= SERVES_PER_OBJECT and self._served.get(object_id):
+            return Source(raylet_pb2.Chunk(
+                failure=common.Failure(kind=common.UNAVAILABLE, message="its source is busy"),
+                elsewhere=self._served[object_id]))
+        buffer = self._store.get(object_id)
+        location = self._files.location(object_id) if buffer is None else None
+        if buffer is None and location is None:
+            return Source(raylet_pb2.Chunk(
+                failure=common.Failure(kind=common.NOT_FOUND, message="the copy is gone")))
+        self._serving[object_id] = streams + 1
+        view = memoryview(buffer) if buffer is not None else None
+        size = len(view) if view is not None else location.size if location is not None else 0
+        header = raylet_pb2.Chunk(total_size=size)
+        held = self._node.memory.held.get(object_id)
+        if held is not None and held.owner != NOBODY:
+            header.owner = common.Address(node_id=held.owner[0], worker_id=held.owner[1]).SerializeToString()
+        return Source(header, view, location, lambda complete: self._served_one(request, complete))
+
+    def _served_one(self, request: raylet_pb2.FetchRequest, complete: bool) -> None:
+        object_id = request.object_id
+        if complete and request.reader:
+            copies = self._served.setdefault(object_id, [])
+            copies.append(request.reader)
+            del copies[:-ELSEWHERE_KEPT]
+        self._serving[object_id] -= 1
+        if not self._serving[object_id]:
+            del self._serving[object_id]
+            self._served.pop(object_id, None)
+
+    async def serve(
+        self, request: raylet_pb2.FetchRequest, reader: bytes = b""
+    ) -> AsyncIterator[raylet_pb2.Chunk]:
+        """The same over gRPC: chunks, the first one with the header's fields."""
+        request.reader = reader
+        source = self.open_source(request)
+        complete = False
+        try:
+            chunk = source.header
+            at = 0
+            while at < source.size:
+                length = min(CHUNK_BYTES, source.size - at)
+                chunk.data = bytes(await self._loop.run_in_executor(None, source.piece, at, length))
+                yield chunk
+                at += length
+                chunk = raylet_pb2.Chunk(offset=at)
+            if not source.size:
+                yield chunk
+            complete = True
+        finally:
+            source.close(complete)
+
+
+class Source:
+    """One object that is being read by another node; see `runtime.bulk.Source`."""
+
+    def __init__(self, header: raylet_pb2.Chunk, view: memoryview | None = None,
+                 location: Spilled | None = None,
+                 on_close: Callable[[bool], None] = lambda complete: None) -> None:
+        self.header = header
+        self.size: int = header.total_size
+        self._view = view
+        self._location = location
+        self._on_close = on_close
+
+    def piece(self, offset: int, length: int) -> Any:
+        """A buffer with these bytes of the segment, or read from the spill file."""
+        if self._view is not None:
+            return self._view[offset : offset + length]
+        assert self._location is not None
+        data = SpillFiles.read_part(self._location, offset, length)
+        if not data:
+            raise OSError(f"{self._location.path} ends too early")
+        return data
+
+    def close(self, complete: bool) -> None:
+        """Unpin."""
+        self._view = None
+        self._on_close(complete)
+
+
+def _owner_of(chunk: raylet_pb2.Chunk) -> Owner:
+    if not chunk.owner:
+        return NOBODY
+    address = common.Address.FromString(chunk.owner)
+    return (address.node_id, address.worker_id)

@@ -1,0 +1,211 @@
+"""The packed forms of values, told apart by their first byte, and how they are taken apart.
+
+::
+
+    0x80 …                                  a plain pickle (protocol 5), nothing out of band
+    'M' n | u64 inband | n × u64 | inband | pad to 64 | buffer | pad to 64 | buffer …
+    'B' | 63 zero bytes | raw               a `bytes` object that is large
+    'A' ndim dtype[14] 6 × u64 | raw        a C-contiguous array of numbers, at most 6 dimensions
+
+Arrays come back as read-only views on the packed bytes: from the store that is shared memory, so
+a get copies nothing. Buffers start at multiples of 64 bytes. Any thread; no state.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from miniray.ids import ObjectRef
+
+ALIGNMENT = 64
+
+_HEAD = struct.Struct("<BxxxIQ")
+_ARRAY_HEAD = struct.Struct("<BB14s6Q")
+_BUFFERS, _RAW, _ARRAY = ord("M"), ord("B"), ord("A")
+_RAW_HEAD = bytes([_RAW]) + bytes(ALIGNMENT - 1)
+_BYTES_HEAD = bytes.__basicsize__ - 1
+"""Where the contents of a `bytes` object begin, behind its address (CPython's id)."""
+
+_loads = pickle.loads
+
+
+class Serialized:
+    """A value in pieces, ready to be written once into its place.
+
+    `inband` is the pickle; `buffers` are contiguous memoryviews of the value's own memory: write
+    them before the value changes. `refs` are the references met inside. This class is a
+    value that is one pickle; `Composite` has the rest.
+    """
+
+    __slots__ = ("inband",)
+    buffers: list[memoryview] = []
+    refs: list[ObjectRef[Any]] = []
+    handles: tuple[()] = ()
+
+    def __init__(self, inband: bytes) -> None:
+        self.inband = inband
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the packed form in bytes."""
+        return len(self.inband)
+
+    def parts(self) -> list[Any]:
+        """Buffers that make the packed form when they are written one after the other."""
+        return [self.inband]
+
+    def pack(self) -> bytes:
+        """The packed form in one piece (a copy of the buffers)."""
+        return self.inband
+
+
+class Flat(Serialized):
+    """A 64-byte head and one buffer: large `bytes` and plain arrays."""
+
+    __slots__ = ("body",)
+
+    def __init__(self, head: bytes, body: Any) -> None:
+        self.inband = head
+        self.body = body
+
+    @property
+    def nbytes(self) -> int:
+        return ALIGNMENT + len(self.body)
+
+    def parts(self) -> list[Any]:
+        return [self.inband, self.body]
+
+    def pack(self) -> bytes:
+        return b"".join((self.inband, self.body))
+
+
+class Composite(Serialized):
+    """A pickle with buffers out of band or references inside."""
+
+    __slots__ = ("buffers", "refs")
+
+    def __init__(
+        self,
+        inband: bytes,
+        buffers: list[memoryview],
+        refs: list[ObjectRef[Any]] | None = None,
+    ) -> None:
+        self.inband = inband
+        self.buffers = buffers
+        self.refs = refs or []
+
+    @property
+    def nbytes(self) -> int:
+        if not self.buffers:
+            return len(self.inband)
+        return sum(len(part) for part in self.parts())
+
+    def parts(self) -> list[Any]:
+        buffers = self.buffers
+        if not buffers:
+            return [self.inband]
+        lengths = [len(buffer) for buffer in buffers]
+        head = _HEAD.pack(_BUFFERS, len(buffers), len(self.inband))
+        head += struct.pack(f"<{len(buffers)}Q", *lengths)
+        out: list[Any] = [head, self.inband]
+        at = len(head) + len(self.inband)
+        for buffer, length in zip(buffers, lengths):
+            padding = -at % ALIGNMENT
+            if padding:
+                out.append(bytes(padding))
+            out.append(buffer)
+            at += padding + length
+        return out
+
+    def pack(self) -> bytes:
+        return b"".join(self.parts()) if self.buffers else self.inband
+
+
+# ---- arrays and bytes in a form of their own ----
+
+
+def flat_bytes(value: bytes) -> Serialized:
+    """Large `bytes`: neither pickled nor copied before they are written."""
+    return Flat(_RAW_HEAD, value)
+
+
+def flat_array(array: Any) -> Serialized | None:
+    """An array in its own form, or None when it needs a pickle."""
+    dtype = array.dtype
+    shape = array.shape
+    if dtype.kind not in "fiubc" or len(shape) > 6 or not array.flags.c_contiguous or not array.size:
+        return None
+    head = _ARRAY_HEAD.pack(_ARRAY, len(shape), dtype.str.encode(), *shape, *(0,) * (6 - len(shape)))
+    return Flat(head, array.data.cast("B") if shape else memoryview(array.tobytes()))
+
+
+_array_type: Any = None
+_dtypes: dict[bytes, Any] = {}
+
+
+def _load_array(view: memoryview) -> Any:
+    """The array of the packed form `view`, a read-only view on it."""
+    global _array_type
+    head = _ARRAY_HEAD.unpack_from(view)
+    dtype = _dtypes.get(head[2])
+    if dtype is None:
+        import numpy
+
+        _array_type = numpy.ndarray
+        dtype = _dtypes[head[2]] = numpy.dtype(head[2].rstrip(b"\0").decode())
+    return _array_type(head[3 : 3 + head[1]], dtype, view, ALIGNMENT)
+
+
+# ---- taking apart ----
+
+
+def unpack(buf: Any) -> Any:
+    """The value that was packed into `buf` (bytes, memoryview or a pinned store buffer).
+
+    Arrays are read-only views that keep `buf` alive. Raises what unpickling raises.
+    """
+    if type(buf) is bytes and buf[0] == 0x80:
+        return _loads(buf)
+    view = memoryview(buf)
+    if view.itemsize != 1 or view.ndim != 1:
+        view = view.cast("B")
+    first = view[0]
+    if first == 0x80:
+        return _loads(view)
+    if first == _RAW:
+        return bytes(view[ALIGNMENT:])
+    if first not in (_ARRAY, _BUFFERS):
+        raise ValueError(f"not a packed value: first byte is {first:#x}")
+    if type(buf) is bytes and (id(buf) + _BYTES_HEAD) % ALIGNMENT:
+        view = aligned(view)
+    if first == _ARRAY:
+        return _load_array(view.toreadonly())
+    return _unpack(view.toreadonly())
+
+
+def aligned(view: memoryview) -> memoryview:
+    """A copy that starts at a multiple of 64, as objects in the store do: vector code wants it."""
+    import numpy
+
+    room = numpy.empty(len(view) + ALIGNMENT, numpy.uint8)
+    start = -room.__array_interface__["data"][0] % ALIGNMENT
+    place = room.data[start : start + len(view)]
+    place[:] = view
+    return place
+
+
+def _unpack(view: memoryview) -> Any:
+    _, count, inband_length = _HEAD.unpack_from(view)
+    lengths = struct.unpack_from(f"<{count}Q", view, _HEAD.size)
+    at = _HEAD.size + 8 * count
+    inband = view[at : at + inband_length]
+    at += inband_length
+    buffers = []
+    for length in lengths:
+        at += -at % ALIGNMENT
+        buffers.append(view[at : at + length])
+        at += length
+    return _loads(inband, buffers=buffers)

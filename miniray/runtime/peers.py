@@ -1,0 +1,263 @@
+"""The other workers this process speaks to: channels, function numbers, and incoming frames.
+
+One `Peer` per address. The side that speaks first opens the channel: a ring when the other lives
+on this node (its memfd goes through the raylet), a relay otherwise. If both open at once, each
+sends on its own, so order holds per direction. All methods run under the worker's lock.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from miniray._proto.worker_pb2 import ChannelOpen, ToRaylet
+from miniray.core.directory import FAILED, INLINE, STORED, Address
+from miniray.core.owner import Result
+from miniray.core.submission import Remote
+from miniray.runtime import frames
+from miniray.runtime.transport import RING_BYTES, RelayChannel, RingChannel, split_batch
+
+if TYPE_CHECKING:
+    from miniray.runtime.worker import CoreWorker
+
+
+class Peer:
+    """One other worker."""
+
+    __slots__ = ("address", "channel", "inbound", "remote", "numbers", "functions", "gone", "lease_id")
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.channel: Any = None
+        self.inbound: list[Any] = []  # rings the other side opened
+        self.remote: Remote | None = None
+        self.numbers: dict[Any, int] = {}  # templates the peer knows by number
+        self.functions: dict[int, Any] = {}  # what the peer's numbers mean here
+        self.gone = False
+        self.lease_id = 0  # the lease whose terms the peer knows
+
+
+class Peers:
+    """All peers of one worker."""
+
+    def __init__(self, worker: CoreWorker) -> None:
+        self._worker = worker
+        self._peers: dict[Address, Peer] = {}
+        self.turn: list[Any] = []  # channels to flush when the turn ends
+        self._handlers: dict[int, Any] = {
+            frames.REPLY: self._replied,
+            frames.PUSH: self._pushed,
+            frames.FUNCTION: self._function,
+            frames.CANCEL: self._cancel,
+            frames.BOUNCE: self._bounced,
+            frames.ASK: self._asked,
+            frames.ANSWER: self._answered,
+            frames.BORROW_ADD: self._borrow_added,
+            frames.BORROW_ACK: self._borrow_acknowledged,
+            frames.BORROW_DROP: self._borrow_dropped,
+            frames.STREAM_ITEM: self._stream_item,
+            frames.STREAM_ACK: self._stream_acknowledged,
+            frames.LOST: self._lost,
+            frames.LEASE: self._leased,
+        }
+
+    # ---- connections
+
+    def of(self, address: Address) -> Peer:
+        """The peer at `address`; made, without a channel, when it is new."""
+        peer = self._peers.get(address)
+        if peer is None:
+            peer = self._peers[address] = Peer(address)
+        return peer
+
+    def connected(self, address: Address) -> Peer:
+        """The peer at `address` with a channel to send on."""
+        peer = self.of(address)
+        if peer.channel is None:
+            self._open(peer)
+        return peer
+
+    def _open(self, peer: Peer) -> None:
+        worker = self._worker
+        if peer.address[0] == worker.address[0]:
+            native = worker.mailbox.create_channel(peer, RING_BYTES)
+            peer.channel = RingChannel(native)
+            opening = ChannelOpen(target_worker_id=peer.address[1], capacity=RING_BYTES)
+            worker.raylet.send(ToRaylet(channel_open=opening), native.fd)
+        else:
+            peer.channel = RelayChannel(worker.raylet.send, self.turn, worker.address, peer.address)
+
+    def cross_nodes(self) -> bool:
+        """Some peer is on another node."""
+        return any(address[0] != self._worker.address[0] for address in self._peers)
+
+    def offered(self, address: Address, fd: int) -> None:
+        """Another worker of this node opened a ring to us."""
+        peer = self.of(address)
+        ring = RingChannel(self._worker.mailbox.attach_channel(peer, fd))
+        if peer.channel is None:
+            peer.channel = ring
+        else:
+            peer.inbound.append(ring)
+
+    def look(self, address: Address) -> None:
+        """Read the rings of a dead peer once more, whether it rang or not."""
+        peer = self._peers.get(address)
+        for channel in (peer.channel, *peer.inbound) if peer is not None else ():
+            if isinstance(channel, RingChannel):
+                channel.native.look()
+
+    def gone(self, address: Address) -> None:
+        """The process at `address` has ended and its last frames are handled."""
+        peer = self._peers.pop(address, None)
+        if peer is None:
+            return
+        peer.gone = True
+        for channel in (peer.channel, *peer.inbound):
+            if channel is not None:
+                channel.close()
+        peer.channel = None
+
+    def close(self) -> None:
+        """End all channels."""
+        for address in list(self._peers):
+            self.gone(address)
+
+    def send(self, address: Address, frame: bytes) -> None:
+        """One frame to the worker at `address`; dropped if it is known to be gone."""
+        if address == self._worker.address:
+            self.handle([(self.of(address), frame)])
+            return
+        self.connected(address).channel.send(frame)
+
+    def push(self, record: Any, pack: Any, pack_error: Any) -> None:
+        """Send a task or call to the worker it was assigned to."""
+        remote: Remote = record.remote
+        peer = remote.channel
+        if peer is None or peer.channel is None:
+            peer = remote.channel = self.connected(remote.address)
+            peer.remote = remote
+        if remote.lease_id != peer.lease_id:
+            peer.lease_id = remote.lease_id
+            terms = self._worker.terms.get(remote.lease_id)
+            if terms is not None:
+                peer.channel.send(bytes((frames.LEASE,)) + terms)
+        template = record.template
+        number = peer.numbers.get(template)
+        if number is None:
+            number = peer.numbers[template] = len(peer.numbers) + 1
+            peer.channel.send(frames.pack_function(number, self._worker.definition(template)))
+        flags = frames.RETRY_EXCEPTIONS if template.retry_exceptions and record.retries_left else 0
+        peer.channel.send(pack(record, number, flags, self._worker.address, pack_error))
+
+    def end_turn(self) -> None:
+        """Hand on what was gathered."""
+        if self.turn:
+            turn, self.turn[:] = list(self.turn), []
+            for channel in turn:
+                channel.flush()
+
+    # ---- incoming frames
+
+    def handle(self, batch: list[tuple[Peer, bytes | None]]) -> None:
+        """Frames in the order they came; None means there is room again."""
+        owner = self._worker.owner
+        now = time.monotonic()
+        handlers = self._handlers
+        for peer, frame in batch:
+            if frame is None:
+                if peer.channel is not None:
+                    peer.channel.flush()
+                continue
+            kind = frame[0]
+            if kind == frames.REPLY_ONE:
+                _, _, _, call, spent = frames.REPLY_HEADER.unpack_from(frame)
+                remote = peer.remote
+                if remote is not None:
+                    value = frame[12:]
+                    owner.replied(now, remote, call, spent, [Result(INLINE, value, len(value))])
+            else:
+                handlers[kind](peer, frame, now)
+
+    def relayed(self, address: Address, batch: bytes) -> None:
+        """Frames that came through the raylets."""
+        peer = self.of(address)
+        self.handle([(peer, frame) for frame in split_batch(batch)])
+
+    def _replied(self, peer: Peer, frame: bytes, now: float) -> None:
+        call, spent, results, retained = frames.unpack_reply(frame)
+        remote = peer.remote
+        if remote is None:
+            return
+        record = remote.inflight.get(call)
+        if record is None:
+            return
+        worker = self._worker
+        again = bool(results) and results[0].state == FAILED and worker.may_retry(record, results[0].value)
+        worker.owner.replied(now, remote, call, spent, results, retained, again)
+        if record.done and record.stream is not None:
+            record.stream.ended(results)
+
+    def _pushed(self, peer: Peer, frame: bytes, now: float) -> None:
+        self._worker.executor.enqueue(peer, frame)
+
+    def _function(self, peer: Peer, frame: bytes, now: float) -> None:
+        number = frames.FUNCTION_HEADER.unpack_from(frame)[3]
+        peer.functions[number] = frame[frames.FUNCTION_HEADER.size :]
+
+    def _leased(self, peer: Peer, frame: bytes, now: float) -> None:
+        self._worker.executor.leased(frame[1:])
+
+    def _cancel(self, peer: Peer, frame: bytes, now: float) -> None:
+        _, force, recursive, call = frames.CALL.unpack_from(frame)
+        self._worker.executor.cancel(peer, call, bool(force), bool(recursive))
+
+    def _bounced(self, peer: Peer, frame: bytes, now: float) -> None:
+        if peer.remote is not None:
+            self._worker.owner.submission.bounced(now, peer.remote, frames.unpack_bounce(frame))
+
+    def _asked(self, peer: Peer, frame: bytes, now: float) -> None:
+        self._worker.answer(peer.address, frames.unpack_object(frame)[0])
+
+    def _answered(self, peer: Peer, frame: bytes, now: float) -> None:
+        oid, state, size, nodes, payload = frames.unpack_answer(frame)
+        owner = self._worker.owner
+        entry = owner.directory.find(oid)
+        if entry is None:
+            return
+        for node in nodes:
+            entry.more().locations[node] = None
+        owner.complete(now, entry, state, None if state == STORED else payload, size)
+
+    def _borrow_added(self, peer: Peer, frame: bytes, now: float) -> None:
+        oid, borrower, _ = frames.unpack_object(frame)
+        assert borrower is not None
+        known = self._worker.owner.ownership.borrow_added(oid, borrower)
+        self.send(peer.address, frames.pack_object(frames.BORROW_ACK, oid, borrower, int(known)))
+
+    def _borrow_acknowledged(self, peer: Peer, frame: bytes, now: float) -> None:
+        oid, borrower, _ = frames.unpack_object(frame)
+        assert borrower is not None
+        for then in self._worker.owner.ownership.borrow_acknowledged(oid, borrower):
+            then.notify(None)
+
+    def _borrow_dropped(self, peer: Peer, frame: bytes, now: float) -> None:
+        oid, _, _ = frames.unpack_object(frame)
+        self._worker.owner.ownership.borrow_dropped(oid, peer.address)
+
+    def _stream_item(self, peer: Peer, frame: bytes, now: float) -> None:
+        _, _, _, call, index = frames.STREAM_HEADER.unpack_from(frame)
+        result, _ = frames.unpack_result(frame, frames.STREAM_HEADER.size)
+        remote = peer.remote
+        record = remote.inflight.get(call) if remote is not None else None
+        if record is not None and record.stream is not None:
+            record.stream.item(now, index, result, peer.address)
+
+    def _stream_acknowledged(self, peer: Peer, frame: bytes, now: float) -> None:
+        _, _, _, call, consumed = frames.STREAM_HEADER.unpack_from(frame)
+        self._worker.executor.consumed(peer, call, consumed)
+
+    def _lost(self, peer: Peer, frame: bytes, now: float) -> None:
+        oid, address, _ = frames.unpack_object(frame)
+        assert address is not None
+        self._worker.copy_lost(oid, address[0], peer.address)

@@ -1,0 +1,105 @@
+"""A worker's or driver's connection to its raylet: a unix socket with protobuf messages.
+
+``u32 little-endian length | message``; file descriptors come with the message that announces
+them. One thread (the worker's I/O thread) reads; any thread sends. The socket's end means the
+raylet's end: the worker is told once and exits, a driver gets LocalRayletDiedError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from miniray._proto.worker_pb2 import Register, Registered, ToRaylet, ToWorker
+
+PROTOCOL_VERSION = 1
+MAX_MESSAGE = 512 << 20
+_LENGTH = struct.Struct("<I")
+
+
+class RayletClient:
+    """The socket, its writer and its reader."""
+
+    def __init__(self, path: str) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.connect(path)
+        self._lock = threading.Lock()
+        self._buffer = bytearray()
+        self._fds: deque[int] = deque()
+        self.closed = False
+        self.on_closed: Callable[[], None] = lambda: None
+
+    def register(self, register: Register) -> tuple[Registered, int]:
+        """Introduce this process; returns the raylet's answer and the store's descriptor (-1: refused)."""
+        register.pid = os.getpid()
+        register.protocol_version = PROTOCOL_VERSION
+        register.python_version = ".".join(platform.python_version_tuple()[:2])
+        self.send(ToRaylet(register=register))
+        message = self.receive()
+        if message is None:
+            raise ConnectionError(
+                "the raylet closed the connection during registration (wrong token or user?)"
+            )
+        return message.registered, self.take_fd()
+
+    def send(self, message: ToRaylet, fd: int | None = None) -> None:
+        """Send one message, with a descriptor if given. Never raises for a dead raylet."""
+        body = message.SerializeToString()
+        data = _LENGTH.pack(len(body)) + body
+        with self._lock:
+            try:
+                if fd is not None:
+                    sent = socket.send_fds(self._sock, [data], [fd])
+                    data = data[sent:]
+                if data:
+                    self._sock.sendall(data)
+            except OSError:
+                self.closed = True
+
+    def receive(self) -> ToWorker | None:
+        """The next message; None at the end of the connection."""
+        buffer = self._buffer
+        while True:
+            if len(buffer) >= 4:
+                (length,) = _LENGTH.unpack_from(buffer)
+                if length > MAX_MESSAGE:
+                    self._end()
+                    return None
+                if len(buffer) >= 4 + length:
+                    message = ToWorker.FromString(bytes(buffer[4 : 4 + length]))
+                    del buffer[: 4 + length]
+                    return message
+            try:
+                data, fds, _flags, _address = socket.recv_fds(
+                    self._sock, 1 << 18, 16, socket.MSG_CMSG_CLOEXEC
+                )
+            except InterruptedError:
+                continue
+            except OSError:
+                self._end()
+                return None
+            self._fds.extend(fds)
+            if not data:
+                self._end()
+                return None
+            buffer += data
+
+    def take_fd(self) -> int:
+        """The descriptor that came with the last message that announced one; -1 if there is none."""
+        return self._fds.popleft() if self._fds else -1
+
+    def _end(self) -> None:
+        self.closed = True
+
+    def close(self) -> None:
+        """End the connection; a blocked `receive` returns."""
+        self.closed = True
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()

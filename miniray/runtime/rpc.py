@@ -1,0 +1,491 @@
+"""The one place that knows gRPC: channels, servers, the token, streams, errors.
+
+::
+
+    dial_head, dial_raylet ──▶ Stream (for links.Dialler, links.PeerLinks)
+    head_link              ──▶ a raylet's HeadLink over gRPC
+    serve_gcs, serve_raylet──▶ Server (port, stop)
+    call_head, handshake   ──▶ one request, one reply: the command line
+    fetch                  ──▶ the chunks of one object from another raylet
+
+Every method but `Gcs.Handshake` needs `authorization: Bearer <token>`, compared in constant time
+by one interceptor before anything else is looked at. Addresses are "host:port".
+`GRPC_ENABLE_FORK_SUPPORT=0` is set before gRPC is imported: user code forks beside our streams.
+Without it children of a process with an idle stream die or hang; with 0 none does.
+
+Services are registered by name (no generated stubs), messages are the ones of protos/.
+All of it runs on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else every connection that ends is a line on stderr
+
+import asyncio
+import hmac
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from miniray._proto import gcs_pb2 as gcs
+from miniray._proto import raylet_pb2 as raylet
+from miniray.core.ids import NODE_ID_SIZE
+from miniray.core.link import STREAM, Link
+from miniray.runtime.links import Dialler, LinkEnd, LinkEvents, PeerLinks, Stream, StreamEnded
+
+if TYPE_CHECKING:
+    from miniray.runtime.gcs import GcsShell  # a raylet has no use for it
+
+PROTOCOL_VERSION = 1
+"""Raised when daemons of different versions could not understand one another."""
+
+MAX_MESSAGE_BYTES = 512 << 20
+
+GCS = "miniray.v1.Gcs"
+RAYLET = "miniray.v1.Raylet"
+
+_MESSAGE_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+]
+
+SERVER_OPTIONS = [
+    *_MESSAGE_OPTIONS,
+    ("grpc.so_reuseport", 0),  # else a second head binds the same port and steals half the calls
+]
+
+CHANNEL_OPTIONS = [
+    *_MESSAGE_OPTIONS,
+    ("grpc.enable_http_proxy", 0),  # http_proxy breaks even loopback
+    ("grpc.use_local_subchannel_pool", 1),  # else channels share one connection
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
+
+_NODE_HEADER = "miniray-node"
+
+
+class RpcError(Exception):
+    """A call failed; the message names the address and says what to do."""
+
+
+class PortInUse(RpcError):
+    """The port is taken; the message names its holder where that can be found out."""
+
+
+# ---- channels and streams ------------------------------------------------------------------
+
+
+def _channel(address: str) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+
+def _credentials(token: str, node_id: bytes = b"") -> tuple[tuple[str, str], ...]:
+    metadata = (("authorization", f"Bearer {token}"),)
+    return (*metadata, (_NODE_HEADER, node_id.hex())) if node_id else metadata
+
+
+class _ClientStream:
+    """The dialling side of a stream; owns its channel."""
+
+    def __init__(self, channel: grpc.aio.Channel, call: Any, address: str) -> None:
+        self._channel = channel
+        self._call = call
+        self._address = address
+
+    async def read(self) -> Any:
+        """See `Stream`."""
+        try:
+            packet = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise await self._ended(error) from None
+        except asyncio.CancelledError:
+            if self._call.cancelled():
+                raise await self._ended(None) from None
+            raise
+        if packet is grpc.aio.EOF:
+            raise await self._ended(None)
+        return packet
+
+    async def write(self, packet: Any) -> None:
+        """See `Stream`."""
+        try:
+            await self._call.write(packet)
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
+            raise StreamEnded(f"the stream to {self._address} is broken: {error}") from None
+
+    def cancel(self) -> None:
+        """See `Stream`."""
+        self._call.cancel()
+
+    async def _ended(self, error: grpc.aio.AioRpcError | None) -> StreamEnded:
+        await self._channel.close()
+        return _stream_ended(error, self._address)
+
+
+def _stream_ended(error: grpc.aio.AioRpcError | None, address: str) -> StreamEnded:
+    if error is None:
+        return StreamEnded(f"{address} closed the stream")
+    final = error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
+    return StreamEnded(explain(error, address), refused=_is_refused(error), final=final)
+
+
+def _is_refused(error: grpc.aio.AioRpcError) -> bool:
+    details = error.details() or ""
+    return error.code() is grpc.StatusCode.UNAVAILABLE and "refused" in details.lower()
+
+
+def explain(error: grpc.aio.AioRpcError, address: str) -> str:
+    """A gRPC error as one sentence for people."""
+    code, details = error.code(), error.details() or ""
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return f"{address} does not accept this cluster token: use the one of `miniray start --head`"
+    if _is_refused(error):
+        return f"nothing listens at {address}: connection refused"
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return f"{address} cannot be reached: {details}"
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"{address} did not answer in time"
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return f"what listens at {address} is not this version of miniray: {details}"
+    return f"{address}: {code.name}: {details}"
+
+
+def _open_stream(address: str, method: str, packet: Any, metadata: Any) -> tuple[grpc.aio.Channel, Any]:
+    channel = _channel(address)
+    connect = channel.stream_stream(
+        method, request_serializer=packet.SerializeToString, response_deserializer=packet.FromString
+    )
+    return channel, connect(metadata=metadata)
+
+
+async def dial_head(address: str, token: str, node_id: bytes) -> Stream:
+    """A raylet's stream to the GCS, after the handshake. StreamEnded, final for a refusal."""
+    try:
+        answer = await handshake(address)
+    except grpc.aio.AioRpcError as error:
+        raise _stream_ended(error, address) from None
+    if not answer.accepted:
+        raise StreamEnded(answer.refusal, final=True)
+    metadata = _credentials(token, node_id)
+    channel, call = _open_stream(address, f"/{GCS}/Connect", gcs.Packet, metadata)
+    return _ClientStream(channel, call, address)
+
+
+async def dial_raylet(address: str, token: str, node_id: bytes) -> Stream:
+    """A raylet's stream to another one; `node_id` is the dialler's own."""
+    metadata = _credentials(token, node_id)
+    channel, call = _open_stream(address, f"/{RAYLET}/Connect", raylet.PeerPacket, metadata)
+    return _ClientStream(channel, call, address)
+
+
+def head_link(address: str, token: str, node_id: bytes, incarnation: int, events: LinkEvents) -> Dialler:
+    """A raylet's `HeadLink` over gRPC: keeps dialling until closed or refused for good.
+
+    `incarnation` must grow with every start of a raylet under one node id (1 if ids are new).
+    """
+    end = LinkEnd(Link(incarnation, gcs.Packet, STREAM, connected=False), events)
+    return Dialler(end, lambda: dial_head(address, token, node_id), events)
+
+
+# ---- single calls --------------------------------------------------------------------------
+
+
+def python_version() -> str:
+    """Major and minor: what pickles must agree on."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+async def handshake(address: str, timeout_s: float = 5.0) -> gcs.HandshakeReply:
+    """Versions of both sides; needs no token. Raises grpc.aio.AioRpcError."""
+    request = gcs.HandshakeRequest(protocol_version=PROTOCOL_VERSION, python_version=python_version())
+    async with _channel(address) as channel:
+        method = channel.unary_unary(
+            f"/{GCS}/Handshake",
+            request_serializer=gcs.HandshakeRequest.SerializeToString,
+            response_deserializer=gcs.HandshakeReply.FromString,
+        )
+        reply: gcs.HandshakeReply = await method(request, timeout=timeout_s)
+        return reply
+
+
+async def call_head(
+    address: str, token: str, request: gcs.ControlRequest, timeout_s: float = 30.0
+) -> gcs.ControlReply:
+    """One request to the GCS. RpcError when it cannot be reached or refuses the token."""
+    async with _channel(address) as channel:
+        method = channel.unary_unary(
+            f"/{GCS}/Call",
+            request_serializer=gcs.ControlRequest.SerializeToString,
+            response_deserializer=gcs.ControlReply.FromString,
+        )
+        try:
+            reply: gcs.ControlReply = await method(request, metadata=_credentials(token), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise RpcError(explain(error, address)) from None
+        return reply
+
+
+async def fetch(
+    address: str, token: str, node_id: bytes, request: raylet.FetchRequest
+) -> AsyncIterator[raylet.Chunk]:
+    """The chunks of an object from another raylet, for node `node_id`. ConnectionError."""
+    async with _channel(address) as channel:
+        method = channel.unary_stream(
+            f"/{RAYLET}/Fetch",
+            request_serializer=raylet.FetchRequest.SerializeToString,
+            response_deserializer=raylet.Chunk.FromString,
+        )
+        try:
+            async for chunk in method(request, metadata=_credentials(token, node_id)):
+                yield chunk
+        except grpc.aio.AioRpcError as error:
+            raise ConnectionError(explain(error, address)) from None
+
+
+# ---- servers -------------------------------------------------------------------------------
+
+
+class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses every call without the token, before its first message is read."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], details: Any
+    ) -> Any:
+        handler = await continuation(details)
+        if handler is None or details.method == f"/{GCS}/Handshake":
+            return handler
+        given = dict(details.invocation_metadata or ()).get("authorization", "")
+        if hmac.compare_digest(str(given).encode(), self._expected):
+            return handler
+        return _refusing(handler)
+
+
+async def _refuse(context: Any) -> None:
+    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the cluster token is missing or wrong")
+
+
+def _refusing(handler: Any) -> Any:
+    """A handler of the same kind that only refuses."""
+
+    async def unary(request: Any, context: Any) -> None:
+        await _refuse(context)
+
+    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+        await _refuse(context)
+        yield
+
+    coders = {
+        "request_deserializer": handler.request_deserializer,
+        "response_serializer": handler.response_serializer,
+    }
+    if handler.request_streaming:
+        return grpc.stream_stream_rpc_method_handler(stream, **coders)
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(stream, **coders)
+    return grpc.unary_unary_rpc_method_handler(unary, **coders)
+
+
+class _ServerStream:
+    """The accepting side of a stream, for the time of its handler."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._peer = context.peer()
+        self._handler = asyncio.current_task()
+
+    async def read(self) -> Any:
+        """See `Stream`."""
+        try:
+            packet = await self._context.read()
+        except (grpc.aio.UsageError, grpc.aio.InternalError, grpc.aio.AioRpcError) as error:
+            raise StreamEnded(f"the stream of {self._peer} is broken: {error}") from None
+        if packet is grpc.aio.EOF:
+            raise StreamEnded(f"{self._peer} closed the stream")
+        return packet
+
+    async def write(self, packet: Any) -> None:
+        """See `Stream`."""
+        try:
+            await self._context.write(packet)
+        except (grpc.aio.UsageError, grpc.aio.InternalError, grpc.aio.AioRpcError) as error:
+            raise StreamEnded(f"the stream of {self._peer} is broken: {error}") from None
+
+    def cancel(self) -> None:
+        """See `Stream`."""
+        if self._handler is not None:
+            self._handler.cancel()
+
+
+async def _peer_id(context: Any) -> bytes:
+    """The node id in the metadata; the call is aborted without one."""
+    text = str(dict(context.invocation_metadata() or ()).get(_NODE_HEADER, ""))
+    try:
+        node_id = bytes.fromhex(text)
+    except ValueError:
+        node_id = b""
+    if len(node_id) != NODE_ID_SIZE:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a stream must name its node")
+    return node_id
+
+
+class Server:
+    """A running gRPC server."""
+
+    def __init__(self, server: grpc.aio.Server, port: int, streams: _Streams) -> None:
+        self._server = server
+        self._streams = streams
+        self.port = port
+
+    async def stop(self, grace_s: float = 0.2) -> None:
+        """Close the port and end every stream; other calls have `grace_s` to finish."""
+        await self._streams.end()
+        await self._server.stop(grace_s)
+
+
+class _Streams:
+    """The handlers of open streams: ended by us before the server stops, so that gRPC, which
+    prints a trace for each handler that it has to cancel, finds none."""
+
+    def __init__(self) -> None:
+        self._handlers: dict[asyncio.Task[Any], None] = {}
+
+    async def run(self, serving: Awaitable[None]) -> None:
+        """One handler's work. Its end is no error, nor is the end of a peer."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._handlers[task] = None
+        try:
+            await serving
+        except (StreamEnded, asyncio.CancelledError):
+            pass
+        finally:
+            del self._handlers[task]
+
+    async def end(self) -> None:
+        """End all of them."""
+        handlers = list(self._handlers)
+        for handler in handlers:
+            handler.cancel()
+        if handlers:
+            await asyncio.wait(handlers, timeout=1.0)
+
+
+async def _start(
+    host: str, port: int, token: str, service: str, methods: dict[str, Any], streams: _Streams
+) -> Server:
+    assert token, "a server without a token"
+    server = grpc.aio.server(interceptors=[_TokenCheck(token)], options=SERVER_OPTIONS)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        holder = holder_of(port)
+        if holder:
+            raise PortInUse(f"port {port} is taken by {holder}: choose another one with --port") from None
+        raise RpcError(f"cannot listen on {host}:{port}: {error}") from None
+    await server.start()
+    return Server(server, bound, streams)
+
+
+def holder_of(port: int) -> str:
+    """Which process listens on this TCP port, as "name (pid n)"; "" when nobody does."""
+    import psutil
+
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,):
+            if connection.pid is None:
+                return "a process of another user"
+            return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return ""
+
+
+async def serve_gcs(shell: GcsShell, host: str, port: int, token: str, version: str = "") -> Server:
+    """The GCS's port. PortInUse, RpcError."""
+    streams = _Streams()
+
+    async def shake(request: gcs.HandshakeRequest, context: Any) -> gcs.HandshakeReply:
+        refusal = _version_refusal(request)
+        return gcs.HandshakeReply(
+            accepted=not refusal,
+            refusal=refusal,
+            protocol_version=PROTOCOL_VERSION,
+            miniray_version=version,
+        )
+
+    async def connect(_: Any, context: Any) -> None:
+        node_id = await _peer_id(context)
+        await streams.run(shell.serve(node_id, _ServerStream(context)))
+
+    async def call(request: gcs.ControlRequest, context: Any) -> gcs.ControlReply:
+        return await shell.call(request)
+
+    methods = {
+        "Handshake": grpc.unary_unary_rpc_method_handler(
+            shake, gcs.HandshakeRequest.FromString, gcs.HandshakeReply.SerializeToString
+        ),
+        "Connect": grpc.stream_stream_rpc_method_handler(
+            connect, gcs.Packet.FromString, gcs.Packet.SerializeToString
+        ),
+        "Call": grpc.unary_unary_rpc_method_handler(
+            call, gcs.ControlRequest.FromString, gcs.ControlReply.SerializeToString
+        ),
+    }
+    return await _start(host, port, token, GCS, methods, streams)
+
+
+def _version_refusal(request: gcs.HandshakeRequest) -> str:
+    if request.protocol_version != PROTOCOL_VERSION:
+        return (
+            f"the head speaks protocol {PROTOCOL_VERSION}, this node {request.protocol_version}: "
+            "install the same miniray on all machines"
+        )
+    if request.python_version and request.python_version != python_version():
+        return (
+            f"the head runs Python {python_version()}, this node {request.python_version}: values could not "
+            "be exchanged, so all machines need the same minor version"
+        )
+    return ""
+
+
+async def serve_raylet(
+    host: str,
+    port: int,
+    token: str,
+    peers: PeerLinks,
+    chunks: Callable[[raylet.FetchRequest, bytes], AsyncIterator[raylet.Chunk]],
+) -> Server:
+    """A raylet's port: streams of other raylets, and object bytes. PortInUse, RpcError.
+
+    `chunks(request, reader)` yields an object's bytes for node `reader`.
+    """
+    streams = _Streams()
+
+    async def connect(_: Any, context: Any) -> None:
+        node_id = await _peer_id(context)
+        await streams.run(peers.serve(node_id, _ServerStream(context)))
+
+    async def send_chunks(request: raylet.FetchRequest, context: Any) -> AsyncIterator[raylet.Chunk]:
+        reader = await _peer_id(context)
+        async for chunk in chunks(request, reader):
+            yield chunk
+
+    methods = {
+        "Connect": grpc.stream_stream_rpc_method_handler(
+            connect, raylet.PeerPacket.FromString, raylet.PeerPacket.SerializeToString
+        ),
+        "Fetch": grpc.unary_stream_rpc_method_handler(
+            send_chunks, raylet.FetchRequest.FromString, raylet.Chunk.SerializeToString
+        ),
+    }
+    return await _start(host, port, token, RAYLET, methods, streams)

@@ -1,0 +1,56 @@
+"""Which session directories are alive: their processes hold a lock in them.
+
+A directory vanishes with its session whatever single process is killed; only when all of them are
+killed at the same moment (a container that ends, say) does it stay. The next daemon of this user
+removes such directories. A lock, unlike a pid, means the same in every pid namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import time
+
+NAME = "lock"
+YOUNG_S = 10.0
+"""A directory is left alone for so long: its daemon may just be starting."""
+
+
+def hold(directory: str) -> int:
+    """Lock `directory` for this process and the children it forks, until the last of them ends."""
+    fd = os.open(os.path.join(directory, NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
+
+
+def sweep(root: str) -> list[str]:
+    """Remove this user's session directories that nobody holds. Returns them."""
+    removed = []
+    prefix = f"miniray-{os.getuid()}-"
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(root):
+            if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False) and _is_dead(entry):
+                shutil.rmtree(entry.path, ignore_errors=True)
+                removed.append(entry.path)
+    return removed
+
+
+def _is_dead(entry: os.DirEntry[str]) -> bool:
+    try:
+        found = entry.stat()
+        if found.st_uid != os.getuid() or time.time() - found.st_mtime < YOUNG_S:
+            return False
+        fd = os.open(os.path.join(entry.path, NAME), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return os.path.isdir(entry.path)  # never locked: its daemon did not come so far
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True

@@ -1,0 +1,120 @@
+"""Session directories: where the daemons of this user live, and how others find them.
+
+::
+
+    /tmp/miniray-<uid>-<8 hex>/     0700; MINIRAY_TMPDIR, RAY_TMPDIR or TMPDIR replace /tmp
+        node.json  or  head.json    {"pid", "address": "HOST:PORT" of the GCS or "", "node_id", "socket"}
+        token                       0600: the cluster's token
+        raylet.sock, logs/          nodes only
+
+A file is written whole (rename), after the daemon can be reached; the directory goes when the
+daemon ends. A session whose daemon is gone (kill -9 of everything at once) is skipped by readers.
+Standard library only: the command line and `init()` read this before they load anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from miniray import config
+
+KINDS = ("head", "node")
+
+
+@dataclass(frozen=True)
+class Session:
+    """One living daemon of this user."""
+
+    kind: str
+    """"head", or "node" (which, with an address of "", holds its own head)."""
+    directory: Path
+    pid: int
+    address: str
+    """HOST:PORT of the GCS; "" for a local session, which listens on no port."""
+    node_id: str
+    socket: str
+    written_at: float
+    """Seconds since the epoch."""
+
+    def token(self) -> str:
+        """The cluster's token; OSError when the file is gone."""
+        return self.directory.joinpath("token").read_text().strip()
+
+
+def root() -> Path:
+    """The directory that holds session directories."""
+    return Path(config.get("tmpdir") or "/tmp")
+
+
+def create() -> Path:
+    """A new, empty session directory that only this user can enter."""
+    directory = root() / f"miniray-{os.getuid()}-{secrets.token_hex(4)}"
+    directory.mkdir(mode=0o700)
+    return directory
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only this user can read, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def publish(directory: Path, kind: str, *, address: str, node_id: str = "", socket: str = "") -> None:
+    """Announce this process as the daemon of `directory`; it can be reached from now on."""
+    assert kind in KINDS, kind
+    info = {"pid": os.getpid(), "address": address, "node_id": node_id, "socket": socket}
+    write_private(directory / f"{kind}.json", json.dumps(info))
+
+
+def living() -> list[Session]:
+    """The sessions of this user whose daemon lives, newest first."""
+    found = []
+    for directory in root().glob(f"miniray-{os.getuid()}-*"):
+        for kind in KINDS:
+            session = _read(directory, kind)
+            if session is not None and _started_before(session.pid, session.written_at):
+                found.append(session)
+    return sorted(found, key=lambda session: session.written_at, reverse=True)
+
+
+def find(address: str = "auto", *, kind: str = "node") -> Session | None:
+    """The newest session of a cluster: "auto" any, "HOST:PORT" the one with this GCS address."""
+    for session in living():
+        if session.kind == kind and address in ("auto", session.address):
+            return session
+    return None
+
+
+def _read(directory: Path, kind: str) -> Session | None:
+    path = directory / f"{kind}.json"
+    try:
+        if directory.stat().st_uid != os.getuid():
+            return None  # somebody else made a directory of our name
+        info: dict[str, Any] = json.loads(path.read_text())
+        written_at = path.stat().st_mtime
+        return Session(
+            kind, directory, int(info["pid"]), info["address"], info["node_id"], info["socket"], written_at
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _started_before(pid: int, moment: float) -> bool:
+    """True when `pid` lives and is older than `moment`: the writer, not a later user of its number."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    state, start_ticks = stat[0], int(stat[19])
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    started_at = time.time() - uptime + start_ticks / os.sysconf("SC_CLK_TCK")
+    return state != "Z" and started_at <= moment + 1.0

@@ -1,0 +1,119 @@
+"""What runs here: the task on this thread or coroutine, what it holds, and the functions it may call.
+
+A `TaskContext` follows the user's code through threads and coroutines (a ContextVar); the engine
+reads it for parents of tasks, runtime contexts and to know that a waiting thread is a waiting task.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from contextvars import ContextVar
+from typing import Any
+
+from miniray._proto import worker_pb2 as wire
+from miniray.runtime import values
+
+CURRENT: ContextVar[TaskContext | None] = ContextVar("miniray_task", default=None)
+"""The task that runs on this thread or coroutine."""
+
+
+class ExitActor(BaseException):
+    """Raised by `exit_actor()`: the process ends on purpose after this call."""
+
+
+class Assignment:
+    """What the running tasks, or the actor, hold. Amounts are in units of 1/10,000."""
+
+    __slots__ = ("resources", "slots", "placement_group_id", "capture", "runtime_env")
+
+    def __init__(self, terms: wire.LeaseTerms, resources: dict[str, int] | None = None) -> None:
+        kind = terms.scheduling_class
+        self.resources = dict(kind.resources.amounts) if resources is None else resources
+        self.slots = [(slot.resource, slot.index, slot.amount) for slot in terms.slots]
+        self.placement_group_id: bytes = kind.strategy.bundle.placement_group_id
+        self.capture: bool = kind.strategy.bundle.capture_child_tasks
+        self.runtime_env: str = kind.runtime_env
+
+    def show_devices(self) -> None:
+        """CUDA sees the GPUs that were assigned, and no others (as in Ray, unless told not to)."""
+        if os.environ.get("MINIRAY_NOSET_CUDA_VISIBLE_DEVICES") or os.environ.get(
+            "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+        ):
+            return
+        gpus = [str(index) for name, index, _ in self.slots if name == "GPU"]
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+
+
+NO_LEASE = Assignment(wire.LeaseTerms())
+
+
+class TaskContext:
+    """What runs on the calling thread or coroutine."""
+
+    __slots__ = ("task_id", "name", "attempt", "actor_id", "assignment")
+
+    def __init__(
+        self, task_id: bytes, name: str, attempt: int, actor_id: bytes, assignment: Assignment
+    ) -> None:
+        self.task_id = task_id
+        self.name = name
+        self.attempt = attempt
+        self.actor_id = actor_id
+        self.assignment = assignment
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """What the task holds, in units of 1/10,000."""
+        return self.assignment.resources
+
+    @property
+    def slots(self) -> list[tuple[str, int, int]]:
+        """Devices assigned: (resource, index, amount)."""
+        return self.assignment.slots
+
+    @property
+    def placement_group_id(self) -> bytes:
+        """The group the task runs in; empty for none."""
+        return self.assignment.placement_group_id
+
+    @property
+    def runtime_env(self) -> str:
+        """Canonical JSON of the runtime environment; empty for none."""
+        return self.assignment.runtime_env
+
+
+class Function:
+    """A function or method that a peer calls by number."""
+
+    __slots__ = ("name", "call", "count", "max_calls", "group", "backpressure")
+
+    def __init__(self, definition: bytes, cache: dict[bytes, Any], instance: Any) -> None:
+        about, body = pickle.loads(definition)
+        self.name: str = about["name"]
+        self.group: str = about.get("group", "")
+        self.max_calls: int = about.get("max_calls", 0)
+        self.count = 0
+        self.backpressure: int = about.get("backpressure", -1)
+        if body:
+            known = cache.get(body)
+            if known is None:
+                known = cache[body] = values.deserialize_function(body)
+            self.call: Any = known
+        else:
+            self.call = bound_method(instance, self.name)
+
+
+def bound_method(instance: Any, name: str) -> Any:
+    """The actor's method, with the three that every actor has."""
+    if name == "__ray_ready__":
+        return lambda: True
+    if name == "__ray_call__":
+        return lambda function, *args, **kwargs: function(instance, *args, **kwargs)
+    if name == "__ray_terminate__":
+
+        def terminate() -> None:
+            raise ExitActor
+
+        return terminate
+    return getattr(instance, name)

@@ -1,0 +1,646 @@
+"""The worker library: one `CoreWorker` per process, in drivers and workers alike.
+
+It joins the owner machine to the world: the raylet's socket, the node's store, channels to other
+workers. User threads call `submit_task`, `get`, `put`, …; whoever waits drains the rings
+(`waiting.Pump`); the I/O thread reads the raylet's socket. One lock guards the machine and all
+channels; user code (pickling, callbacks, tasks) runs outside it.
+
+    user thread ─┐                 ┌─▶ frames to workers
+    I/O thread  ─┼─▶ lock ▸ Owner ─┤
+    drainer     ─┘                 └─▶ messages to the raylet
+
+A process has at most one connected CoreWorker (`current()`). After a fork the child has none.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from miniray import _native
+from miniray._proto import common_pb2 as pb
+from miniray._proto import gcs_pb2 as gcs
+from miniray._proto import worker_pb2 as wire
+from miniray.core import ids
+from miniray.core.directory import FAILED, INLINE, PENDING, STORED, UNKNOWN, Address, ObjectEntry
+from miniray.core.owner import Owner
+from miniray.core.tasks import ActorTemplate, MethodTemplate, TaskRecord, TaskTemplate
+from miniray.exceptions import GetTimeoutError, RaySystemError
+from miniray.ids import ObjectRef
+from miniray.runtime import actors, arguments, effects, frames, local_objects, streams, tasklog, values
+from miniray.runtime.control import Control
+from miniray.runtime.definitions import Bound, method_definition
+from miniray.runtime.departures import Departures
+from miniray.runtime.errors import exception_of, failure_bytes, raised, unpack_exception
+from miniray.runtime.packed import Serialized
+from miniray.runtime.peers import Peers
+from miniray.runtime.raylet_client import RayletClient
+from miniray.runtime.waiting import POLL_LIMIT, Callback, Pump, Waiter
+
+if TYPE_CHECKING:
+    from miniray.runtime.log_stream import LogStream
+
+INLINE_LIMIT = arguments.INLINE_LIMIT
+IDLE_TICK_S = 1.0
+EVENTS_EVERY_S = 0.5
+BLOCKED_AFTER_S = 0.002
+"""A task that waits longer than this gives its CPU back and its queue away."""
+
+logger = logging.getLogger("miniray")
+
+_current: CoreWorker | None = None
+_generation = _native.fork_generation()
+
+
+def current() -> CoreWorker:
+    """The connected worker of this process. RaySystemError if there is none, or after a fork."""
+    if _current is None:
+        raise RaySystemError("miniray is not connected: call miniray.init() first")
+    if _native.fork_generation() != _generation:
+        raise RaySystemError(
+            "this process was forked from one that uses miniray and cannot act for it: "
+            "call miniray from the parent, or start a process with the 'spawn' method"
+        )
+    return _current
+
+
+def current_or_none() -> CoreWorker | None:
+    """The connected worker of this process, if there is one and this is not a fork of it."""
+    return _current if _native.fork_generation() == _generation else None
+
+
+class Asker:
+    """A borrower that waits for one of our objects."""
+
+    __slots__ = ("worker", "address")
+
+    def __init__(self, worker: CoreWorker, address: Address) -> None:
+        self.worker = worker
+        self.address = address
+
+    def notify(self, entry: ObjectEntry) -> None:
+        """The object is ready. Under the worker's lock."""
+        self.worker.peers.send(self.address, frames.pack_answer(entry, failure_bytes))
+
+
+def _split(refs: Sequence[ObjectRef[Any]], limit: int) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+    """(the first `limit` references that are ready, all others), in order."""
+    ready: list[ObjectRef[Any]] = []
+    rest: list[ObjectRef[Any]] = []
+    if not limit:
+        return ready, list(refs)
+    for i, ref in enumerate(refs):
+        if INLINE <= ref.entry.state <= FAILED:
+            ready.append(ref)
+            if len(ready) == limit:
+                rest.extend(refs[i + 1 :])
+                break
+        else:
+            rest.append(ref)
+    return ready, rest
+
+
+class CoreWorker:
+    """See the module head. `address` is (node id, worker id)."""
+
+    def __init__(self, raylet: RayletClient, info: wire.Registered, store_fd: int, is_driver: bool) -> None:
+        self.raylet = raylet
+        self.is_driver = is_driver
+        self.node_info = info.node
+        self.session_dir = info.session_dir
+        self.job_id: bytes = info.job_id
+        self.job: pb.JobInfo = info.job
+        self.address: Address = (info.address.node_id, info.address.worker_id)
+        self.store = _native.Store.attach(store_fd, info.client_slot)
+        os.close(store_fd)
+        self.mailbox = _native.Mailbox(self.store)
+        self.lock = threading.RLock()
+        self.owner = Owner(self.address)
+        self.peers = Peers(self)
+        self.departures = Departures(self)
+        self.pump = Pump(self.mailbox, self._handle, self._tick)
+        self.executor: Any = None
+        self.actors = actors.Actors(self)
+        self.log = tasklog.TaskLog(self)
+        self.control = Control(self)
+        self.output: LogStream | None = None        # in a driver that shows what workers print
+        self.terms: dict[int, bytes] = {}  # by lease id: what the leased worker must know
+        self.callbacks: deque[Callable[[], None]] = deque()
+        self.closing = False
+        self.default_task = b""
+        self._ids: Any = None
+        self._put_task = b""
+        self._put_index = ids.PUT_INDEX
+        if self.job_id:
+            self.job_assigned(self.job_id)
+
+    # ---- life
+
+    @property
+    def namespace(self) -> str:
+        """The job's namespace."""
+        return self.job.namespace
+
+    def job_assigned(self, job_id: bytes) -> None:
+        """This process works for `job_id`: ids are made for it."""
+        self.job_id = job_id
+        self._new_ids()
+        self._put_task = self.new_task_id()
+        self.default_task = self._put_task
+
+    def start(self) -> None:
+        """Start the threads."""
+        self.control.start()
+        self.pump.start()
+
+    def shutdown(self, exiting: bool = False) -> None:
+        """Leave the cluster: drivers say goodbye; threads end; views of objects stay valid.
+
+        `exiting`: the interpreter is about to end.
+        """
+        global _current
+        if self.closing:
+            return
+        self.closing = True
+        if self.executor is not None:
+            self.executor.stop()
+        with self.lock:
+            self.log.flush()
+            self.drain()
+        output = self.output
+        if output is not None and (output.far or self.peers.cross_nodes()):
+            output.await_late_lines()
+        self.raylet.send(wire.ToRaylet(exiting=wire.Exiting(reason="shutdown", intended=True)))
+        if output is not None:
+            self.control.await_goodbye()
+        self.pump.stop(exiting)
+        self.raylet.close()
+        self.control.join()
+        with self.lock:
+            self.peers.close()
+        self.mailbox.close()
+        self.store.close()
+        if output is not None:
+            output.close()
+        if _current is self:
+            _current = None
+
+    # ---- ids
+
+    def _new_ids(self) -> None:
+        self._ids = _native.IdGenerator(os.urandom(5), ids.NO_ACTOR + self.job_id)
+
+    def new_task_id(self) -> bytes:
+        """A fresh TaskID of this job."""
+        try:
+            return self._ids.next()  # type: ignore[no-any-return]
+        except OverflowError:
+            self._new_ids()
+            return self._ids.next()  # type: ignore[no-any-return]
+
+    def new_ref(self, entry: ObjectEntry) -> ObjectRef[Any]:
+        """A live reference to an entry of this process."""
+        entry.local += 1
+        return ObjectRef(entry.id, entry.owner, entry)
+
+    # ---- tasks
+
+    def submit_task(self, template: TaskTemplate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Submit a task. Returns its ObjectRef, a list of them, a generator, or None for no returns."""
+        encoded = arguments.encode(args, kwargs, self.store_packed, template.name)
+        bound = template.bound
+        if bound is None or bound.worker is not self:
+            bound = template.bound = Bound(self, template)
+        tid = self.new_task_id()
+        return self._submit(template, tid, encoded, template.max_retries, bound.lane, None)
+
+    def submit_actor_task(
+        self, client: Any, method: MethodTemplate, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Submit an actor call; the same return forms as `submit_task`."""
+        encoded = arguments.encode(args, kwargs, self.store_packed, method.name)
+        self.actors.admit(client)
+        tid = self.new_task_id()[:8] + client.id
+        retries = method.max_task_retries
+        return self._submit(
+            method, tid, encoded, client.max_task_retries if retries is None else retries, None, client
+        )
+
+    def _submit(self, template: Any, tid: bytes, encoded: Any, retries: int, lane: Any, client: Any) -> Any:
+        plain = type(encoded) is bytes
+        count = template.num_returns
+        parent = self.executor.current_task if self.executor is not None else self.default_task
+        with self.lock:
+            own = self.owner.directory.own
+            if count == 1:
+                entry = own(tid + b"\x01\0\0\0")
+                returns = [entry]
+                entry.local = 1
+                result: Any = ObjectRef(entry.id, None, entry)
+            else:
+                returns = [own(ids.object_id(tid, i + 1)) for i in range(max(count, 1 if count < 0 else 0))]
+                result = [self.new_ref(entry) for entry in returns]
+            record = TaskRecord(
+                tid, template, encoded, None if plain else encoded.slots, None if plain else encoded.held,
+                returns, retries, lane, client, parent, time.monotonic(),
+            )  # fmt: skip
+            for entry in returns:
+                entry.task = record
+            if count < 0:
+                result = streams.generator(self, record, result[0])
+            self.owner.submitted(record.submitted_at, record)
+            if not plain:
+                encoded.alive = None    # the entries are pinned now
+            self.drain()
+        self.collect_released()
+        return (result or None) if count == 0 else result
+
+    def create_actor(self, template: ActorTemplate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        """Register an actor; returns its id. ValueError if its name is taken."""
+        return self.actors.create(template, args, kwargs)
+
+    def actor_client(self, actor_id: bytes) -> Any:
+        """This process's client of an actor."""
+        return self.actors.client(actor_id)
+
+    def kill_actor(self, actor_id: bytes, no_restart: bool = True) -> None:
+        """End an actor at once."""
+        self.actors.kill(actor_id, no_restart)
+
+    def handle_token(self, actor_id: bytes) -> ObjectRef[Any] | None:
+        """The reference that the first handle of an actor made here carries; None later or elsewhere."""
+        return self.actors.token(actor_id)
+
+    def definition(self, template: Any) -> bytes:
+        """What a peer must know of a function or method, once."""
+        if isinstance(template, MethodTemplate):
+            return method_definition(template)
+        return template.bound.definition  # type: ignore[no-any-return]
+
+    def may_retry(self, record: TaskRecord, error: bytes) -> bool:
+        """User code raised: does the caller want another attempt?"""
+        wanted = record.template.retry_exceptions
+        if not wanted or record.retries_left == 0 or record.cancel_requested:
+            return False
+        if wanted is True:
+            return True
+        cause = unpack_exception(error)
+        return isinstance(getattr(cause, "cause", cause), tuple(wanted))
+
+    def task_context(self) -> Any:
+        """What runs on the calling thread or coroutine (`executor.TaskContext`); None outside of tasks."""
+        return self.executor.context() if self.executor is not None else None
+
+    def cancel(self, ref: ObjectRef[Any], force: bool = False, recursive: bool = True) -> None:
+        """Give up the task behind `ref`; no effect when it has ended."""
+        record: TaskRecord | None = ref.entry.task
+        if record is None:
+            return
+        if force and record.client is not None:
+            raise ValueError("force=True is not supported for actor tasks.")
+        failure = pb.Failure(kind=pb.TASK_CANCELLED)
+        with self.lock:
+            if not self.owner.cancelled(time.monotonic(), record, failure):
+                peer = self.peers.connected(record.remote.address)
+                peer.channel.send(frames.pack_cancel(record.call, force, recursive))
+                if force:
+                    self.actors.kill_worker(record.remote.address, "cancelled by the task's owner")
+            self.drain()
+
+    # ---- objects
+
+    def put(self, value: Any, owner: Any = None) -> ObjectRef[Any]:
+        """Store a value; small ones stay in this process until somebody asks."""
+        if isinstance(value, ObjectRef):
+            raise TypeError(
+                "Calling 'put' on an ray.ObjectRef is not allowed. If you really want to do this, you can "
+                "wrap the ray.ObjectRef in a list and call 'put' on it."
+            )
+        return self.store_packed(values.serialize(value))
+
+    def store_packed(self, packed: Serialized) -> ObjectRef[Any]:
+        """Own an already serialized value."""
+        self._put_index = index = self._put_index + 1
+        oid = ids.object_id(self._put_task, index)
+        size = packed.nbytes
+        if size > INLINE_LIMIT:
+            local_objects.write(self, oid, packed, size, self.address)
+        with self.lock:
+            entry = self.owner.directory.own(oid)
+            if size > INLINE_LIMIT:
+                entry.state = STORED
+                entry.more().locations[self.address[0]] = None
+            else:
+                entry.state = INLINE
+                entry.value = packed.pack()
+            entry.size = size
+            if packed.refs:
+                self.owner.ownership.contains(entry, [ref.entry for ref in packed.refs])
+            ref = self.new_ref(entry)
+        self.collect_released()
+        return ref
+
+    def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None = None) -> list[Any]:
+        """The values, in order. Raises the first error met, or GetTimeoutError saying what is missing."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        entries: list[ObjectEntry] = [ref.entry for ref in refs]
+        missing = [e for e in entries if e.state == PENDING or e.state == UNKNOWN]
+        if missing:
+            self.await_entries(missing, deadline, timeout)
+        out = []
+        for entry in entries:
+            state = entry.state
+            if state == INLINE:
+                out.append(self.load(entry, entry.value))
+            elif state == STORED:
+                out.append(local_objects.read(self, entry, deadline))
+            else:
+                raise raised(self.error_of(entry))
+        self.collect_released()
+        return out
+
+    def error_of(self, entry: ObjectEntry) -> BaseException:
+        """The exception a FAILED entry stands for."""
+        error = entry.value
+        if isinstance(error, bytes):
+            return unpack_exception(error)
+        record = entry.task
+        name = record.name if record is not None else ""
+        if record is not None and record.client is not None:
+            name = f"{record.client.spec or 'actor'}.{name}"
+        return exception_of(error, object_id=entry.id, task_name=name)
+
+    def load(self, entry: ObjectEntry, payload: Any) -> Any:
+        """Deserialize a value; references inside it are borrowed while `entry` holds them."""
+        restored = values.begin_restoring()
+        try:
+            value = values.deserialize(payload)
+        finally:
+            values.end_restoring(restored)
+        if restored:
+            with self.lock:
+                for inner in restored:
+                    if inner.owner is not None:
+                        self.owner.ownership.borrow(inner, entry)
+                self.drain()
+            values.note_outside(restored)  # a task's reply waits for the owners' answers
+        return value
+
+    def collect_released(self) -> None:
+        """Count off the ObjectRefs that died."""
+        released = _native.drain_released()
+        if released:
+            self._released(released)
+
+    def await_entries(
+        self, missing: list[ObjectEntry], deadline: float | None, timeout: float | None
+    ) -> None:
+        """Wait until all have a value, a location or an error."""
+        waiter = Waiter(len(missing))
+        with self.lock:
+            for entry in missing:
+                if entry.ready:
+                    waiter.remaining -= 1
+                else:
+                    self.owner.await_entry(entry, waiter)
+            self.drain()
+        if not self.wait_yielding(waiter, deadline):
+            late = next((e for e in missing if not e.ready), None)
+            if late is not None:
+                with self.lock:
+                    why = self.owner.why(late)
+                raise GetTimeoutError(
+                    f"Get timed out: object {late.id.hex()} is not ready after {timeout} s: {why}"
+                )
+
+    def wait_yielding(self, waiter: Waiter, deadline: float | None) -> bool:
+        """Wait; a task that waits long gives its CPU and its queue back meanwhile."""
+        executor = self.executor
+        if executor is None or not executor.on_task_thread():
+            return self.pump.wait(waiter, deadline)
+        soon = time.monotonic() + BLOCKED_AFTER_S
+        if self.pump.wait(waiter, soon if deadline is None else min(soon, deadline)):
+            return True
+        executor.blocked()
+        try:
+            return self.pump.wait(waiter, deadline)
+        finally:
+            executor.unblocked()
+
+    def wait(
+        self,
+        refs: Sequence[ObjectRef[Any]],
+        num_returns: int,
+        timeout: float | None,
+        fetch_local: bool = True,
+    ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+        """Split `refs` into (ready, not ready), at most `num_returns` ready ones, both in input order."""
+        ready, rest = _split(refs, num_returns)
+        if len(ready) < num_returns:
+            self._await_some(rest, num_returns - len(ready), timeout)
+            ready, rest = _split(refs, num_returns)
+        if fetch_local:
+            local_objects.prefetch(self, [ref.entry for ref in ready])
+        return ready, rest
+
+    def _await_some(self, refs: list[ObjectRef[Any]], needed: int, timeout: float | None) -> None:
+        """Wait until `needed` of `refs`, of which none was ready, are."""
+        waiter = Waiter(needed)
+        entries = [ref.entry for ref in refs]
+        with self.lock:
+            for entry in entries:
+                if entry.ready:
+                    waiter.remaining -= 1
+                else:
+                    self.owner.await_entry(entry, waiter)
+            self.drain()
+        self.wait_yielding(waiter, None if timeout is None else time.monotonic() + timeout)
+        with self.lock:
+            for entry in entries:
+                if entry.waiters is not None and waiter in entry.waiters:
+                    entry.waiters.remove(waiter)
+
+    def when_ready(self, ref: ObjectRef[Any], then: Callable[[], None]) -> None:
+        """Call `then` once the object is ready, outside all locks, on some thread of this process."""
+        with self.lock:
+            if not ref.entry.ready:
+                self.owner.await_entry(ref.entry, Callback(self.callbacks, then))
+                self.drain()
+                return
+        then()
+
+    def as_future(self, ref: ObjectRef[Any]) -> Any:
+        """A concurrent.futures.Future of the object's value."""
+        return local_objects.future(self, ref)
+
+    def owner_bytes(self, ref: ObjectRef[Any]) -> bytes:
+        """The owner's address as it travels with the reference: 56 bytes."""
+        return frames.pack_address(ref.entry.owner or self.address)
+
+    def ref_restored(self, oid: bytes, owner_address: bytes) -> ObjectRef[Any]:
+        """A reference arrived in a message or a value."""
+        with self.lock:
+            entry = self.owner.directory.objects.get(oid) or self._meet(oid, owner_address)
+            entry.local += 1
+        values.restored(entry)
+        return ObjectRef(oid, entry.owner, entry)
+
+    def _meet(self, oid: bytes, owner_address: bytes) -> ObjectEntry:
+        """An object this process knew nothing of. Under the lock."""
+        owner = frames.unpack_address(owner_address) if owner_address else None
+        if owner is not None and owner != self.address:
+            return self.owner.directory.know(oid, owner)
+        entry = self.owner.directory.know(oid, None)
+        failure = pb.Failure(kind=pb.OBJECT_LOST, message="it was freed: nothing referred to it any more")
+        self.owner.complete(time.monotonic(), entry, FAILED, failure)
+        return entry
+
+    def answer(self, asker: Address, oid: bytes) -> None:
+        """A borrower asks for one of our objects. Under the lock."""
+        entry = self.owner.directory.find(oid)
+        if entry is None:
+            entry = ObjectEntry(oid)
+            entry.state = FAILED
+            entry.value = pb.Failure(kind=pb.OBJECT_LOST, message="its owner has freed it")
+        if entry.ready:
+            self.peers.send(asker, frames.pack_answer(entry, failure_bytes))
+        else:
+            self.owner.await_entry(entry, Asker(self, asker))
+
+    def copy_lost(self, oid: bytes, node: bytes, teller: Address | None = None) -> None:
+        """A copy that should be on `node` is not there: another one, or run its task again."""
+        owner = self.owner
+        if owner.location_removed(time.monotonic(), oid, node):
+            entry = owner.directory.find(oid)
+            assert entry is not None
+            if not owner.rebuild(time.monotonic(), entry):
+                entry.state = FAILED
+                name = f"{oid.hex()}: its last copy was on node {node.hex()[:12]}"
+                entry.value = pb.Failure(kind=pb.OBJECT_LOST, message=f"all copies are lost ({name})")
+        if teller is not None:
+            self.answer(teller, oid)
+
+    def drain(self) -> None:
+        """Carry out what the machine decided. Under the lock."""
+        effects.drain(self)
+
+    def _released(self, released: list[ObjectEntry]) -> None:
+        with self.lock:
+            ownership = self.owner.ownership
+            while released:
+                for entry in released:
+                    ownership.released(entry)
+                released = _native.drain_released()
+            if self.owner.out:
+                self.drain()
+
+    # ---- turns
+
+    def _handle(self, batch: list[Any]) -> None:
+        """A turn of the drainer."""
+        with self.lock:
+            if batch:
+                self.peers.handle(batch)
+            if self.departures.pending():
+                self.departures.turn(len(batch) < POLL_LIMIT)
+            if self.owner.out or self.peers.turn:
+                self.drain()
+        if self.callbacks:
+            self.run_callbacks()
+        self.collect_released()
+
+    def request(self, field: str, message: Any, timeout: float | None = 60.0) -> gcs.ControlReply:
+        """One control-plane request; raises the typed error of a refusal, GetTimeoutError if no answer."""
+        return self.control.request(field, message, timeout)
+
+    def subscribe(self, channel: str, key: bytes, callback: Callable[[Any], None]) -> None:
+        """`callback(publication)` for each later publication; runs on the I/O thread."""
+        self.control.subscribe(channel, key, callback)
+
+    def run_callbacks(self) -> None:
+        """Call what waited for objects that are ready now. Without the lock."""
+        while self.callbacks:
+            try:
+                callback = self.callbacks.popleft()
+            except IndexError:
+                return
+            callback()
+
+    def _tick(self) -> float:
+        """Housekeeping of the drainer; returns seconds until the next."""
+        now = time.monotonic()
+        with self.lock:
+            self.owner.tick(now)
+            self.departures.tick(now)
+            self.log.tick(now)
+            self.drain()
+            due = self.owner.next_deadline()
+        if self.executor is not None:
+            self.executor.tick(now)
+        self.collect_released()
+        if self.callbacks:
+            self.run_callbacks()
+        pause = IDLE_TICK_S if due is None else max(0.001, min(IDLE_TICK_S, due - now))
+        return min(pause, self.log.pause())
+
+
+def connect_driver(
+    *,
+    socket_path: str,
+    token: str,
+    namespace: str = "",
+    runtime_env: str = "",
+    entrypoint: str = "",
+    sys_path: Sequence[str] = (),
+    metadata: dict[str, str] | None = None,
+    log_to_driver: bool = True,
+) -> CoreWorker:
+    """Join a node as a driver: a new job. ConnectionError says why it was refused."""
+    global _current, _generation
+    client = RayletClient(socket_path)
+    job = gcs.JobStart(
+        entrypoint=entrypoint, namespace=namespace, runtime_env=runtime_env, metadata=metadata or {},
+        sys_path=list(sys_path), driver_pid=os.getpid(),
+    )  # fmt: skip
+    info, fd = client.register(wire.Register(token=token, is_driver=True, job=job))
+    if info.failure.kind or fd < 0:
+        client.close()
+        raise ConnectionError(info.failure.message or "the raylet did not hand out the store")
+    worker = CoreWorker(client, info, fd, is_driver=True)
+    _generation = _native.fork_generation()
+    _current = worker
+    worker.start()
+    if log_to_driver:
+        from miniray.runtime.log_stream import LogStream
+
+        worker.output = LogStream(worker)
+    return worker
+
+
+def worker_main(spec: dict[str, Any]) -> None:
+    """A worker process's life, from a fresh fork or exec to its end."""
+    from miniray.runtime.executor import run_worker
+
+    run_worker(spec)
+
+
+def set_current(worker: CoreWorker) -> None:
+    """Make `worker` this process's own."""
+    global _current, _generation
+    _current = worker
+    _generation = _native.fork_generation()
+
+
+@atexit.register
+def _at_exit() -> None:
+    worker = current_or_none()
+    if worker is not None and worker.is_driver:
+        with contextlib.suppress(Exception):
+            worker.shutdown(exiting=True)

@@ -1,0 +1,269 @@
+"""The zygote: one single-threaded process per node that has the imports and forks workers.
+
+::
+
+    raylet ══ seqpacket socket ══ zygote ──fork──▶ worker   (own session, dies with the zygote)
+                                     └──fork+exec─▶ worker   (environment read at import, other python)
+
+It is forked by the daemon before anything else, so it holds no thread, no gRPC and no event loop.
+Messages are JSON, one per packet: `spawn` and `kill` in; `ready`, `exit` out. As a subreaper it
+reaps and reports every worker, and ends whatever a dead one left behind, however it was forked:
+workers are subreapers too, so all of it is below the worker while that lives, and comes to the
+zygote when it dies. When the raylet is gone the socket reads EOF: the
+zygote kills everything below itself, removes the session directory and ends.
+
+Limits: a packet holds 128 KiB, so runtime_env variables of a worker must be smaller than that.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import socket
+import sys
+import traceback
+from typing import Any, NoReturn
+
+from miniray.runtime import agent, boot
+
+PACKET_LIMIT = 128 * 1024
+COMMON = ("cloudpickle", "numpy", "miniray.runtime.executor")
+"""What every worker needs: imported once here, shared by all."""
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LATER = (
+    "miniray.runtime.executor", "miniray.remote_function", "miniray.actor", "miniray.runtime_context",
+    "miniray.runtime.concurrency",
+)  # fmt: skip
+"""What the first task of most workers would import: imported here when nobody asks for a worker."""
+WORKER_NICE = 5
+"""Workers yield to the daemons, so that heartbeats survive a burst of new actors."""
+
+
+def run(sock: socket.socket, directories: list[str], preload: list[str]) -> NoReturn:
+    """The zygote's life. Called in a fresh fork of the daemon; never returns.
+
+    `directories` (the session's, and where it spills to) go at the end.
+    """
+    code = 1
+    try:
+        agent.become_subreaper()
+        agent.name_process("miniray-zygote")
+        zygote = Zygote(sock, preload)
+        zygote.serve()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        end_everything(directories)
+        os._exit(code)
+
+
+def end_everything(directories: list[str]) -> None:
+    """Kill and reap all descendants, then remove the directories."""
+    agent.end_below()
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+class Zygote:
+    """Serves spawn requests of one raylet until its socket closes."""
+
+    def __init__(self, sock: socket.socket, preload: list[str]) -> None:
+        self._sock = sock
+        self._preload = preload
+        self._tokens: dict[int, str] = {}
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def serve(self) -> None:
+        """Import, report `ready`, then fork on request. Returns at the raylet's end."""
+        for sig in ENDING:
+            signal.signal(sig, signal.SIG_IGN)  # the raylet decides when the tree ends
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        problems = self._import()
+        gc.enable()
+        gc.freeze()  # shared pages stay shared: the collector never writes to what is there now
+        self._send({"op": "ready", "problems": problems})
+        poll = select.poll()
+        poll.register(self._sock.fileno(), select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        later = list(reversed(LATER))
+        while True:
+            ready = dict(poll.poll(0 if later else None))
+            if not ready:
+                __import__(later.pop())
+                gc.freeze()
+            if self._wake_read in ready:
+                os.read(self._wake_read, 4096)
+                self._report_exits()
+            if self._sock.fileno() in ready and not self._receive():
+                return
+
+    def _import(self) -> list[str]:
+        """Import what every worker needs, and the preload list. Returns what went wrong."""
+        boot.complete_package()
+        problems = []
+        for name in (*COMMON, *self._preload):
+            try:
+                __import__(name)
+            except Exception as error:
+                problems.append(f"{name}: {type(error).__name__}: {error}")
+        return problems
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._sock.send(json.dumps(message).encode())
+        except OSError:
+            pass  # EOF follows on the read side
+
+    def _receive(self) -> bool:
+        """Handle one packet; False at the end of the raylet."""
+        try:
+            packet = self._sock.recv(PACKET_LIMIT)
+        except ConnectionError:
+            return False
+        if not packet:
+            return False
+        message = json.loads(packet)
+        if message["op"] == "spawn":
+            self._spawn(message)
+        elif message["op"] == "kill":
+            self._kill(message["pid"], message["signal"])
+        elif message["op"] == "end":
+            return False
+        return True
+
+    def _kill(self, pid: int, sig: int) -> None:
+        """Signal a worker; only children that are not reaped yet, so a pid is never a stranger's."""
+        if pid in self._tokens:
+            if sig == signal.SIGKILL:
+                agent.kill_tree(pid)
+            else:
+                agent.signal_process(pid, sig)
+
+    def _spawn(self, message: dict[str, Any]) -> None:
+        spec = message["spec"]
+        token = spec["startup_token"]
+        parent = os.getpid()
+        # A signal for the child may come before it has stopped ignoring it: it waits meanwhile.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+            self._send({"op": "exit", "pid": 0, "token": token, "status": 256,
+                        "problem": f"fork failed: {error.strerror}"})
+            return
+        if pid == 0:
+            self._become_worker(message, parent)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        self._tokens[pid] = token
+        self._send({"op": "spawned", "pid": pid, "token": token})
+
+    def _become_worker(self, message: dict[str, Any], parent: int) -> NoReturn:
+        """In the child: shed the zygote, then run the worker."""
+        spec = message["spec"]
+        try:
+            signal.set_wakeup_fd(-1)
+            for sig in (*ENDING, signal.SIGCHLD):
+                signal.signal(sig, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+            self._sock.close()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+            agent.die_with_parent(parent)
+            agent.become_subreaper()
+            os.setsid()
+            redirect_output(spec["stdout_path"], spec["stderr_path"])
+            os.nice(spec.get("nice", WORKER_NICE))
+            os.environ.update(spec["env_vars"])
+            if message.get("argv"):
+                execute(message["argv"], spec)
+            reseed()
+            run_worker(spec)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _report_exits(self) -> None:
+        for pid, status in agent.reap_all():
+            token = self._tokens.pop(pid, None)
+            if token is not None:
+                self._send({"op": "exit", "pid": pid, "token": token, "status": status})
+        self._end_orphans()
+
+    def _end_orphans(self) -> None:
+        """Kill what dead workers left behind.
+
+        A living worker keeps its own orphans (it is a subreaper), so a child that is no worker can
+        only come from a dead one. What this reading of the tree misses becomes a child when its
+        parent dies, and that death leads here again.
+        """
+        for child in agent.children_of(os.getpid()):
+            if child not in self._tokens:
+                agent.kill_tree(child)
+
+
+def redirect_output(stdout_path: str, stderr_path: str) -> None:
+    """Point descriptors 1 and 2 at the worker's log files, 0 at /dev/null."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    for path, target in ((stdout_path, 1), (stderr_path, 2)):
+        opened = os.open(path, flags, 0o600)
+        os.dup2(opened, target)
+        os.close(opened)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+
+
+def reseed() -> None:
+    """Forked workers must not draw the same random numbers."""
+    random.seed()
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        numpy_random.seed()
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
+
+
+def run_worker(spec: dict[str, Any]) -> NoReturn:
+    """Decode the spec and hand over to the worker's main."""
+    from miniray.runtime.worker import worker_main
+
+    decoded = dict(spec)
+    for name in ("startup_token", "node_id", "job_id"):
+        decoded[name] = bytes.fromhex(spec[name])
+    worker_main(decoded)
+    os._exit(0)
+
+
+def execute(argv: list[str], spec: dict[str, Any]) -> NoReturn:
+    """Replace this process by a fresh interpreter that reads its spec from a descriptor.
+
+    `argv` is the interpreter with its arguments, say ["/usr/bin/python3"].
+    """
+    fd = os.memfd_create("spec")
+    os.write(fd, json.dumps(spec).encode())
+    os.lseek(fd, 0, os.SEEK_SET)
+    os.set_inheritable(fd, True)
+    os.execvpe(argv[0], [*argv, "-m", "miniray.runtime.zygote", str(fd)], os.environ)
+
+
+def main() -> NoReturn:
+    """Entry point of an executed worker: `python -m miniray.runtime.zygote FD`."""
+    with os.fdopen(int(sys.argv[1]), "rb") as file:
+        spec = json.loads(file.read())
+    run_worker(spec)
+
+
+if __name__ == "__main__":
+    main()

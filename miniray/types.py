@@ -1,0 +1,5 @@
+"""Types for annotations: ``def f(ref: ray.types.ObjectRef[int])``."""
+
+from miniray.ids import ObjectRef
+
+__all__ = ["ObjectRef"]

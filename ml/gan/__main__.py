@@ -1,0 +1,33 @@
+"""`python -m ml.gan train …` and `python -m ml.gan generate …`: one door to the two commands."""
+
+from __future__ import annotations
+
+import sys
+
+_USAGE = """usage: python -m ml.gan {train,generate} [options]
+
+  train      train a DCGAN, in this process or in N workers on a cluster
+  generate   draw images with a trained generator
+
+Each command has its own --help.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Hand the rest of the command line to `train` or `generate`; exit code 2 for anything else."""
+    command, rest = (argv[0], argv[1:]) if argv else ("", [])
+    if command == "train":
+        from ml.gan.train import main as train
+
+        return train(rest)
+    if command == "generate":
+        from ml.gan.generate import main as generate
+
+        return generate(rest)
+    asked = command in ("-h", "--help")
+    print(_USAGE, end="", file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,162 @@
+"""What a run leaves on disk, and how it comes back. All of it loads without miniray.
+
+    generator.pth, discriminator.pth   state dicts (torch.load with weights_only=True)
+    generator.safetensors              the same generator, where safetensors is installed
+    worker_0/generator_0.pth           a link to generator.pth: the path that older command lines name
+    checkpoint.pth                     what --resume continues from: tensors and plain values only
+    run.json                           settings, machines, versions, losses per epoch
+    grid.png, losses.png               pictures of the result; previews/ where asked for
+
+Every file is written beside its place and moved into it, so a kill leaves the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ml.gan.group import State
+
+CHECKPOINT = "checkpoint.pth"
+_FORMAT = 1
+# One row per round: step after it, epoch (fractional), discriminator's and generator's loss, D's belief in
+# real and in generated images, images/s.
+CURVE_COLUMNS = ("step", "epoch", "d_loss", "g_loss", "d_real", "d_fake", "images_per_s")
+
+
+class ArtifactError(Exception):
+    """A saved file is missing, damaged, or does not belong to this run; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A run as it was after `steps` steps, of `steps_per_epoch` each."""
+
+    state: State
+    steps: int
+    steps_per_epoch: int
+    seconds: float  # trained so far, over all parts of the run
+    config: dict[str, Any]
+    curve: list[tuple[float, ...]]
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write checkpoint.pth; returns its path."""
+    state = checkpoint.state
+    content = {
+        "format": _FORMAT,
+        "merged": _tensor(state.merged),
+        "ema": _tensor(state.ema),
+        "velocity": _tensor(state.velocity),
+        "moments": [_tensor(vector) for vector in state.moments],
+        "curve": torch.tensor(checkpoint.curve, dtype=torch.float64).reshape(-1, len(CURVE_COLUMNS)),
+        "steps": checkpoint.steps,
+        "steps_per_epoch": checkpoint.steps_per_epoch,
+        "seconds": checkpoint.seconds,
+        "config": checkpoint.config,
+    }
+    _replace(folder / CHECKPOINT, lambda path: torch.save(content, path))
+    return folder / CHECKPOINT
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read checkpoint.pth. Raises ArtifactError."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        raise ArtifactError(f"nothing to resume: {path.absolute()} does not exist")
+    content = _load(path)
+    if content.get("format") != _FORMAT:
+        raise ArtifactError(f"{path}: format {content.get('format')}, this version reads {_FORMAT}")
+    merged, ema, velocity = (content[name].numpy() for name in ("merged", "ema", "velocity"))
+    state = State(merged, ema, velocity, tuple(vector.numpy() for vector in content["moments"]))
+    curve = [tuple(row) for row in content["curve"].tolist()]
+    sizes = int(content["steps"]), int(content["steps_per_epoch"])
+    return Checkpoint(state, *sizes, float(content["seconds"]), content["config"], curve)
+
+
+def save_models(
+    folder: Path, generator: Mapping[str, Tensor], discriminator: Mapping[str, Tensor]
+) -> list[Path]:
+    """Write both state dicts, the safetensors file where possible, and the link; returns the paths."""
+    paths = [folder / "generator.pth", folder / "discriminator.pth"]
+    _replace(paths[0], lambda path: torch.save(dict(generator), path))
+    _replace(paths[1], lambda path: torch.save(dict(discriminator), path))
+    try:
+        from safetensors.torch import save
+    except ImportError:
+        pass  # an extra format, no promise
+    else:
+        paths.append(folder / "generator.safetensors")
+        _replace(paths[-1], lambda path: path.write_bytes(save(dict(generator))))
+    _link(folder / "worker_0" / "generator_0.pth", paths[0])
+    return paths
+
+
+def _link(path: Path, target: Path) -> None:
+    relative = os.path.relpath(target, path.parent)
+    try:
+        _replace(path, lambda beside: beside.symlink_to(relative))
+    except OSError:  # a file system without links
+        _replace(path, lambda beside: shutil.copyfile(target, beside))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from a .pth or .safetensors file, on the CPU. Raises ArtifactError."""
+    if not path.is_file():
+        raise ArtifactError(f"no such model: {path.absolute()}")
+    if path.suffix != ".safetensors":
+        return _load(path)
+    try:
+        from safetensors.torch import load_file
+
+        return dict(load_file(str(path)))
+    except ImportError as error:
+        raise ArtifactError(f"{path}: reading it needs 'pip install safetensors'") from error
+    except Exception as error:  # safetensors raises types of its own Rust module
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load of damaged or foreign bytes can raise nearly anything
+        raise ArtifactError(f"{path}: not a file of weights that can be loaded safely ({error})") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
+    return content
+
+
+def save_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write readable JSON; returns the path."""
+    _replace(path, lambda beside: beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+    return path
+
+
+def save_picture(path: Path, picture: Any) -> Path:
+    """Write a Pillow image as PNG; returns the path."""
+    _replace(path, lambda beside: picture.save(beside, format="PNG"))
+    return path
+
+
+def _tensor(vector: Any) -> Tensor:
+    # A copy: torch knows no read-only tensors, and the vector may be a view of shared memory.
+    return torch.from_numpy(np.array(vector, dtype=np.float32))

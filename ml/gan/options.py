@@ -1,0 +1,41 @@
+"""What the command lines of train and generate have in common: help texts, choices, checked types."""
+
+from __future__ import annotations
+
+import argparse
+
+DEVICES = ("auto", "cpu", "cuda")
+ADDRESS_HELP = "cluster: host:port or auto; empty: $MINIRAY_ADDRESS, else a local one for this run"
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the line breaks of the examples, and shows each default that says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        silent = action.default in (None, False, "", argparse.SUPPRESS)
+        return text if silent else f"{text} (default: {action.default})".strip()
+
+
+def positive(text: str) -> int:
+    """An argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return value
+
+
+def count(text: str) -> int:
+    """An argparse type: an integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: zero or more")
+    return value
+
+
+def fraction(text: str) -> float:
+    """An argparse type: 0 <= value < 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: from 0 to below 1")
+    return value

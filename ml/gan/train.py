@@ -1,0 +1,306 @@
+"""`python -m ml.gan.train`: train a DCGAN in this process, or in N workers on a cluster.
+
+Exit codes: 0 done; 1 the run failed; 2 the command line, the data set or the cluster do not allow the run
+(said before any worker starts); 130 stopped by Ctrl-C, with everything saved for --resume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml.gan import data
+from ml.gan.config import FIXED_ON_RESUME, TrainConfig
+from ml.gan.machine import usable_cores
+from ml.gan.options import ADDRESS_HELP, DEVICES, HelpFormatter, count, fraction, positive
+from ml.gan.sync import STRATEGIES
+
+if TYPE_CHECKING:
+    from ml.gan.artifacts import Checkpoint
+    from ml.gan.group import Blueprint, Group
+    from ml.gan.trainer import Result, Trainer
+
+_DEFAULTS = TrainConfig()
+_EXAMPLES = """\
+examples:
+  python -m ml.gan.train                                  digits, in this process
+  python -m ml.gan.train --mode distributed --workers 2   the same on this machine's cores
+  python -m ml.gan.train --mode distributed --workers 8 --epochs 100 --sync-interval 5 --address auto
+  python -m ml.gan.train --resume --epochs 200            go on where ./models/gan stands
+"""
+
+
+class UsageError(Exception):
+    """The run cannot start as it was asked for; the message says what to change."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; every default is shown by --help."""
+    found = argparse.ArgumentParser(
+        prog="python -m ml.gan.train",
+        description="Train a DCGAN on 32x32 images: in this process, or in N workers that merge weights.",
+        epilog=_EXAMPLES,
+        formatter_class=HelpFormatter,
+        usage="%(prog)s [options]",
+    )
+    _add_where(found.add_argument_group("where"))
+    _add_data(found.add_argument_group("data and results"))
+    _add_training(found.add_argument_group("training"))
+    _add_merging(found.add_argument_group("merging (mode distributed)"))
+    return found
+
+
+def _add_where(add: Any) -> None:
+    add.add_argument("--mode", choices=("single", "distributed"), default="single", help="here, or in actors")
+    add.add_argument("--workers", type=positive, default=2, metavar="N", help="training actors, one CPU each")
+    add.add_argument("--device", choices=DEVICES, default="auto", help="of all workers")
+    add.add_argument("--address", default="", help=ADDRESS_HELP)
+    add.add_argument(
+        "--job-id", default="", metavar="NAME", help="of the run in run.json; a new one if empty"
+    )
+
+
+def _add_data(add: Any) -> None:
+    add.add_argument("--dataset", default=_DEFAULTS.dataset, metavar="NAME", help=" | ".join(data.names()))
+    add.add_argument("--data-dir", metavar="DIR", help="where the data set's files lie; searched first")
+    add.add_argument("--download", action="store_true", help="allow fetching the data set")
+    add.add_argument("--save-dir", default="./models/gan", metavar="DIR", help="folder of the results")
+    add.add_argument("--resume", action="store_true", help="continue from the checkpoint in --save-dir")
+    for name, default, what in (("checkpoint", 5, "0: at the end only"), ("preview", 0, "pictures; 0: none")):
+        add.add_argument(f"--{name}-every", type=count, default=default, metavar="EPOCHS", help=what)
+
+
+def _add_training(add: Any) -> None:
+    for name, kind, metavar, text in (
+        ("epochs", positive, "N", "passes over the data"),
+        ("batch-size", positive, "N", "images a step, of each worker"),
+        ("lr", float, "X", "Adam's learning rate, of both networks"),
+        ("width", positive, "N", "channels at 16x16; twice and four times as many below"),
+        ("latent-dim", positive, "N", "length of the generator's input"),
+        ("label-smoothing", fraction, "X", "real images are taught as 1 - X"),
+        ("ema-decay", fraction, "X", "moving average, per step, that is saved; 0: the weights themselves"),
+        ("seed", int, "N", "decides every random number of the run"),
+    ):
+        default = getattr(_DEFAULTS, name.replace("-", "_"))
+        add.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)
+    add.add_argument(
+        "--time-limit", type=float, default=0.0, metavar="SECONDS", help="then end and save; 0: none"
+    )
+
+
+def _add_merging(add: Any) -> None:
+    interval, strategy = _DEFAULTS.sync_interval, _DEFAULTS.sync_strategy
+    add.add_argument(
+        "--sync-interval", type=positive, default=interval, metavar="STEPS", help="between two merges"
+    )
+    add.add_argument("--sync-strategy", choices=STRATEGIES, default=strategy, help="how to merge")
+    add.add_argument(
+        "--sync-momentum", type=fraction, metavar="X", help="of that strategy; 1 - 1/N if not given"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    options = parser().parse_args(argv)
+    try:
+        images = data.load(
+            options.dataset, data_dir=options.data_dir, download=options.download, seed=options.seed
+        )
+        for note in images.notes:
+            print(f"note: {note}")
+        return _train(options, images)
+    except (data.DataError, UsageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped before the training began, or for the second time", file=sys.stderr)
+        return 130
+
+
+def _train(options: argparse.Namespace, images: data.ImageSet) -> int:
+    try:
+        import torch
+    except ImportError as error:
+        raise UsageError(f"torch does not import ({error}); pip install 'miniray[ml]'") from error
+    from ml.gan.group import Blueprint
+
+    with _engine(options) as has_gpu:
+        wants = options.device
+        device = ("cuda" if has_gpu else "cpu") if wants == "auto" else wants
+        if device == "cuda" and not has_gpu:
+            where = "the cluster has no GPU" if options.mode == "distributed" else "torch sees no GPU here"
+            raise UsageError(f"--device cuda, but {where} (torch {torch.__version__})")
+        config = _config(options, device)
+        _check_size(config, len(images))
+        resumed = _resume(options, config)
+        return _run(options, config, images, Blueprint(config), resumed)
+
+
+@contextmanager
+def _engine(options: argparse.Namespace) -> Iterator[bool]:
+    """Connect to the cluster where the mode needs one; yields whether there is a GPU to train on."""
+    if options.mode == "single":
+        import torch
+
+        yield torch.cuda.is_available()
+        return
+    from ml.gan.cluster import NoCluster, connected
+
+    try:
+        with connected(options.address, options.workers) as resources:
+            yield resources.get("GPU", 0.0) >= 1
+    except NoCluster as error:
+        raise UsageError(str(error)) from error
+
+
+def _config(options: argparse.Namespace, device: str) -> TrainConfig:
+    names = {field.name for field in dataclasses.fields(TrainConfig)} - {"workers", "device", "job_id"}
+    return TrainConfig(
+        **{name: getattr(options, name) for name in names},
+        workers=options.workers if options.mode == "distributed" else 1,
+        device=device,
+        job_id=options.job_id or f"gan-{uuid.uuid4().hex[:8]}",
+    )
+
+
+def _check_size(config: TrainConfig, images: int) -> None:
+    if images < 2 * config.workers:
+        raise UsageError(f"{images} images for {config.workers} workers: each needs at least 2 (BatchNorm)")
+    if config.batch_size < 2:
+        raise UsageError("--batch-size 1: BatchNorm needs at least 2 images")
+
+
+def _resume(options: argparse.Namespace, config: TrainConfig) -> Checkpoint | None:
+    from ml.gan import artifacts
+
+    if not options.resume:
+        return None
+    try:
+        found = artifacts.load_checkpoint(Path(options.save_dir))
+    except artifacts.ArtifactError as error:
+        raise UsageError(str(error)) from error
+    for name in FIXED_ON_RESUME:
+        was, now = found.config.get(name), getattr(config, name)
+        if was != now:
+            raise UsageError(f"the checkpoint was trained with --{name.replace('_', '-')} {was}, not {now}")
+    if found.steps >= config.epochs * found.steps_per_epoch:
+        done = found.steps / found.steps_per_epoch
+        raise UsageError(
+            f"the checkpoint stands at epoch {done:g} of --epochs {config.epochs}: name a larger number"
+        )
+    return found
+
+
+def _run(
+    options: argparse.Namespace,
+    config: TrainConfig,
+    images: data.ImageSet,
+    blueprint: Blueprint,
+    resumed: Checkpoint | None,
+) -> int:
+    from ml.gan.trainer import Outputs, Trainer, TrainingFault
+
+    folder = Path(options.save_dir)
+    outputs = Outputs(folder, options.checkpoint_every, options.preview_every, options.time_limit)
+    try:
+        group = _group(config, images, blueprint, resumed)
+        try:
+            trainer = Trainer(config, images, blueprint.layout, group, outputs, sys.stdout, resumed)
+            with _stop_on_signal(trainer):
+                print(_headline(config, images, group, resumed), flush=True)
+                result = trainer.run()
+        finally:
+            group.close()
+    except TrainingFault as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except _engine_errors(config) as error:
+        print(f"error: the cluster could not finish the run: {error}\n{_hint(folder)}", file=sys.stderr)
+        return 1
+    _report(result, config, folder)
+    return 0 if result.finished or not trainer.stopped else 130
+
+
+def _headline(config: TrainConfig, images: data.ImageSet, group: Group, resumed: Checkpoint | None) -> str:
+    members = group.members
+    hosts = len({member.host for member in members})
+    return (
+        f"training on {images.name} ({len(images):,} images): {_count_of(len(members), 'worker')} "
+        f"on {_count_of(hosts, 'machine')}, {_count_of(members[0].threads, 'thread')} each, {config.device}, "
+        f"width {config.width}" + (f", from step {resumed.steps}" if resumed else "")
+    )
+
+
+def _count_of(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _group(
+    config: TrainConfig, images: data.ImageSet, blueprint: Blueprint, resumed: Checkpoint | None
+) -> Group:
+    from ml.gan.group import LocalGroup, Start
+
+    start = blueprint.fresh() if resumed is None else Start(resumed.state, resumed.steps)
+    if config.mode == "single":
+        return LocalGroup(config, images.images, blueprint.layout, start, usable_cores())
+    from ml.gan.actors import ActorGroup
+
+    return ActorGroup(config, images.images, blueprint.layout, start, print)
+
+
+def _engine_errors(config: TrainConfig) -> tuple[type[Exception], ...]:
+    if config.mode == "single":
+        return ()
+    from miniray.exceptions import RayError
+
+    return (RayError,)
+
+
+def _hint(folder: Path) -> str:
+    from ml.gan.artifacts import CHECKPOINT
+
+    if (folder / CHECKPOINT).exists():
+        return f"the last checkpoint is {folder / CHECKPOINT}: run again with --resume"
+    return "no checkpoint was written yet (--checkpoint-every)"
+
+
+@contextmanager
+def _stop_on_signal(trainer: Trainer) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the run with everything saved; a second one ends it at once."""
+
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handler(number: int, _frame: object) -> None:
+        trainer.stop()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+def _report(result: Result, config: TrainConfig, folder: Path) -> None:
+    rate = result.images / max(result.seconds, 1e-9)
+    print(f"{result.images:,} images in {result.seconds:.1f} s: {rate:,.0f} images/s")
+    if config.workers > 1:
+        print(f"all {config.workers} workers hold the same weights (digest {result.digest})")
+    for path in result.paths:
+        print(f"  {path}")
+    if not result.finished:
+        print("stopped before the last epoch; run again with --resume to go on")
+    print(f"next: python -m ml.gan.generate --model {folder / 'generator.pth'} --num-images 100")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

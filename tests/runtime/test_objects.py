@@ -1,0 +1,321 @@
+"""Object bytes: spilled and read back unharmed, streamed to other nodes; failures name themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from miniray import _native
+from miniray._proto import common_pb2 as common
+from miniray._proto import raylet_pb2
+from miniray.core.memory import Held
+from miniray.core.node import Node
+from miniray.core.node_effects import DropSpilled, RestoreObject, SpillObjects, StartFetch, StopFetch
+from miniray.runtime import objects
+from miniray.runtime.bulk import BulkReader, BulkServer
+from miniray.runtime.cluster_links import _fill
+from miniray.runtime.objects import CHUNK_BYTES, Begin, Objects
+from miniray.runtime.spill import SpillFiles
+
+MIB = 1 << 20
+STORE_BYTES = 64 * MIB
+
+
+def oid(number: int) -> bytes:
+    return number.to_bytes(28, "big")
+
+
+class Place:
+    """One node's store and its object I/O; stimuli for the node are recorded."""
+
+    def __init__(self, directory: Path, name: bytes, capacity: int = STORE_BYTES) -> None:
+        self.store = _native.Store.create(capacity)
+        self.node = Node(common.NodeInfo(node_id=name * 28), random.Random(0), store_bytes=capacity)
+        self.heard: list[tuple[Any, ...]] = []
+        self.news = asyncio.Event()
+        for stimulus in ("objects_spilled", "object_restored", "fetch_ended"):
+            setattr(self.node, stimulus, lambda *args, _name=stimulus: self._heard(_name, *args[1:]))
+        self.objects = Objects(self.store, self.node, str(directory / name.decode()), lambda: None)
+
+    def _heard(self, *what: Any) -> None:
+        self.heard.append(what)
+        self.news.set()
+
+    async def next(self) -> tuple[Any, ...]:
+        """The next stimulus fed to the node."""
+        while not self.heard:
+            self.news.clear()
+            await asyncio.wait_for(self.news.wait(), 10)
+        return self.heard.pop(0)
+
+    def put(self, number: int, data: bytes) -> bytes:
+        self.store.put(oid(number), [data])
+        return oid(number)
+
+    def read(self, object_id: bytes) -> bytes | None:
+        buffer = self.store.get(object_id)
+        return None if buffer is None else bytes(buffer)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    for _ in range(5000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    pytest.fail("not so within five seconds")
+
+
+class Wires:
+    """`reader` fetches from `source` over both carriers that exist."""
+
+    def __init__(self, reader: Place, source: Place, carrier: str) -> None:
+        self.server = BulkServer("127.0.0.1", 0, "token", source.objects.open_source)
+        self.client = BulkReader("token")
+
+        async def fetch(node_id: bytes, request: raylet_pb2.FetchRequest, begin: Begin) -> None:
+            assert node_id == source.node.node_id
+            if carrier == "bulk":
+                await self.client.fetch(("127.0.0.1", self.server.port), request, begin)
+            else:
+                await _fill(source.objects.serve(request, reader.node.node_id), begin)
+
+        reader.objects.fetch_port = fetch
+
+    def close(self) -> None:
+        self.client.close()
+        self.server.close()
+
+
+@pytest.fixture(params=["bulk", "chunks"])
+async def wired(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Place, Place]]:
+    """(here, there): `here` fetches from `there`, which has twice the room."""
+    here, there = Place(tmp_path, b"a"), Place(tmp_path, b"b", 2 * STORE_BYTES)
+    wires = Wires(here, there, request.param)
+    yield here, there
+    wires.close()
+    here.objects.close()
+    there.objects.close()
+    await asyncio.sleep(0)
+
+
+# ---- files ----
+
+
+@pytest.mark.parametrize("kind", ["directory", "url"])
+def test_files_keep_several_objects_and_go_with_the_last(tmp_path: Path, kind: str) -> None:
+    directory = str(tmp_path / "spill")
+    files = SpillFiles(directory if kind == "directory" else f"file://{directory}")
+    data = {oid(n): os.urandom(n * 1000) for n in range(4)}
+    for object_id, location in files.write(list(data.items())).items():
+        files.remember(object_id, location)
+    (path,) = [found for found in (tmp_path / "spill").rglob("*") if found.is_file()]
+    for object_id, expected in data.items():
+        location = files.location(object_id)
+        assert location is not None
+        target = bytearray(location.size)
+        files.read_into(location, memoryview(target))
+        assert bytes(target) == expected
+        assert files.read_part(location, 10, 20) == expected[10:30]
+    for object_id in data:
+        assert path.exists()
+        files.forget(object_id)
+    assert not path.exists()
+    files.remove_all()
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("damage", ["bit", "short"])
+def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, damage: str) -> None:
+    files = SpillFiles(str(tmp_path))
+    location = files.write([(oid(1), b"x" * 1000)])[oid(1)]
+    content = bytearray(Path(location.path).read_bytes())
+    if damage == "bit":
+        content[location.offset + 500] ^= 1
+    else:
+        del content[-1:]
+    Path(location.path).write_bytes(content)
+    with pytest.raises(OSError, match=location.path):
+        files.read_into(location, memoryview(bytearray(1000)))
+
+
+def test_a_full_disk_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(used=int(0.96 * usage.total)))
+    files = SpillFiles(str(tmp_path / "spill"))
+    with pytest.raises(OSError, match="full"):
+        files.write([(oid(1), b"x")])
+    assert not list((tmp_path / "spill").iterdir())
+
+
+# ---- spilling and restoring ----
+
+
+async def test_spilled_objects_leave_the_store_and_come_back_as_they_were(tmp_path: Path) -> None:
+    place = Place(tmp_path, b"a")
+    data = {place.put(n, os.urandom(3 * MIB + n)): n for n in range(3)}
+    before = {object_id: place.read(object_id) for object_id in data}
+    place.objects.spill(SpillObjects(7, list(data)))
+    assert await place.next() == ("objects_spilled", 7, list(data), None)
+    assert place.store.stats()["used"] == 0
+    for object_id, content in before.items():
+        place.objects.restore(RestoreObject(object_id, 0))
+        assert await place.next() == ("object_restored", object_id, None)
+        assert place.read(object_id) == content and not place.store.is_primary(object_id)
+    place.objects.drop_spilled(DropSpilled(list(data)))
+    assert not list((tmp_path / "a").iterdir())
+    place.store.check()
+    place.objects.close()
+
+
+async def test_restoring_into_a_full_store_or_from_a_bad_file_says_which(tmp_path: Path) -> None:
+    place = Place(tmp_path, b"a")
+    place.put(1, b"x" * 40 * MIB)
+    place.objects.spill(SpillObjects(1, [oid(1)]))
+    await place.next()
+    place.put(2, b"y" * 40 * MIB)
+    place.objects.restore(RestoreObject(oid(1), 0))
+    assert (await place.next())[2].kind == common.STORE_FULL
+    place.store.delete(oid(2))
+    (path,) = (tmp_path / "a").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    place.objects.restore(RestoreObject(oid(1), 0))
+    assert (await place.next())[2].kind == common.OBJECT_LOST
+    assert place.store.stats()["used"] == 0, "the half-read copy is gone"
+    place.objects.close()
+
+
+# ---- between nodes ----
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES, 4 * CHUNK_BYTES + 1])
+async def test_an_object_arrives_equal_with_its_owner(wired: tuple[Place, Place], size: int) -> None:
+    here, there = wired
+    content = os.urandom(size)
+    there.put(1, content)
+    there.node.memory.held[oid(1)] = Held(size, (b"n" * 28, b"w" * 28))
+    here.objects.start_fetch(StartFetch(oid(1), there.node.node_id))
+    assert await here.next() == ("fetch_ended", oid(1), size, (b"n" * 28, b"w" * 28), None, [])
+    assert here.read(oid(1)) == content and not here.store.is_primary(oid(1))
+    await eventually(lambda: there.store.pins(oid(1)) == [])
+
+
+async def test_many_objects_arrive_over_few_connections(wired: tuple[Place, Place]) -> None:
+    here, there = wired
+    content = {n: os.urandom(1000 * n) for n in range(40)}
+    for n, data in content.items():
+        there.put(n, data)
+        here.objects.start_fetch(StartFetch(oid(n), there.node.node_id))
+    for _ in content:
+        assert (await here.next())[4] is None
+    assert all(here.read(oid(n)) == data for n, data in content.items())
+
+
+async def test_a_spilled_object_is_served_from_its_file(wired: tuple[Place, Place]) -> None:
+    here, there = wired
+    content = os.urandom(CHUNK_BYTES + 5)
+    there.put(1, content)
+    there.objects.spill(SpillObjects(1, [oid(1)]))
+    await there.next()
+    here.objects.start_fetch(StartFetch(oid(1), there.node.node_id))
+    assert (await here.next())[4] is None
+    assert here.read(oid(1)) == content and there.store.stats()["used"] == 0
+
+
+async def test_fetches_that_fail_say_why_and_leave_nothing(wired: tuple[Place, Place]) -> None:
+    here, there = wired
+    here.objects.start_fetch(StartFetch(oid(1), there.node.node_id))
+    assert (await here.next())[4].kind == common.NOT_FOUND
+    there.put(2, b"x" * (STORE_BYTES + MIB))
+    here.objects.start_fetch(StartFetch(oid(2), there.node.node_id))
+    _, _, size, _, failure, _ = await here.next()
+    assert failure.kind == common.STORE_FULL and size == STORE_BYTES + MIB
+    there.put(3, b"y")
+    here.objects.start_fetch(StartFetch(oid(3), there.node.node_id))
+    assert (await here.next())[4] is None, "the next fetch works as before"
+    assert here.store.stats()["objects"] == 1
+
+
+async def test_a_source_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    here = Place(tmp_path, b"a")
+
+    async def broken(node_id: bytes, request: raylet_pb2.FetchRequest, begin: Begin) -> None:
+        begin(raylet_pb2.Chunk(total_size=10))
+        raise ConnectionError("it was unplugged")
+
+    here.objects.fetch_port = broken
+    here.objects.start_fetch(StartFetch(oid(3), b"b" * 28))
+    failure = (await here.next())[4]
+    assert failure.kind == common.NODE_DIED and "unplugged" in failure.message
+    assert here.store.stats()["objects"] == 0
+
+
+async def test_a_stopped_fetch_gives_its_memory_back(tmp_path: Path) -> None:
+    """The source stalls in the middle; the reader's thread must let go of the segment."""
+    here = Place(tmp_path, b"a")
+    stalled = socket.create_server(("127.0.0.1", 0))
+    client = BulkReader("token")
+
+    seen_end = threading.Event()
+
+    def stall() -> None:
+        sock, _ = stalled.accept()
+        sock.sendall(b"c" * 32)
+        header = raylet_pb2.Chunk(total_size=MIB).SerializeToString()
+        sock.sendall(len(header).to_bytes(4, "little") + header + b"half")
+        while sock.recv(4096):
+            pass
+        sock.close()
+        seen_end.set()
+
+    threading.Thread(target=stall, daemon=True).start()
+
+    async def fetch(node_id: bytes, request: raylet_pb2.FetchRequest, begin: Begin) -> None:
+        await client.fetch(stalled.getsockname(), request, begin)
+
+    here.objects.fetch_port = fetch
+    here.objects.start_fetch(StartFetch(oid(1), b"b" * 28))
+    await eventually(lambda: here.store.stats()["objects"] == 1)
+    here.objects.stop_fetch(StopFetch(oid(1)))
+    await eventually(lambda: here.store.stats()["objects"] == 0)
+    assert not here.heard and seen_end.wait(5)
+    client.close()
+    stalled.close()
+
+
+async def test_bulk_without_the_token_gets_nothing(tmp_path: Path) -> None:
+    source = Place(tmp_path, b"s")
+    source.put(1, b"secret")
+    server = BulkServer("127.0.0.1", 0, "token", source.objects.open_source)
+    client = BulkReader("another token")
+    request = raylet_pb2.FetchRequest(object_id=oid(1))
+    with pytest.raises(ConnectionError, match="token"):
+        await client.fetch(("127.0.0.1", server.port), request, lambda header: pytest.fail("a header"))
+    client.close()
+    server.close()
+
+
+async def test_a_busy_source_names_those_it_has_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "SERVES_PER_OBJECT", 1)
+    place = Place(tmp_path, b"s")
+    place.put(1, b"x" * MIB)
+    first = place.objects.open_source(raylet_pb2.FetchRequest(object_id=oid(1), reader=b"1" * 28))
+    second = place.objects.open_source(raylet_pb2.FetchRequest(object_id=oid(1), reader=b"2" * 28))
+    assert second.size == MIB, "with nobody to send it to, it serves"
+    first.close(True)
+    refused = place.objects.open_source(raylet_pb2.FetchRequest(object_id=oid(1), reader=b"3" * 28))
+    assert refused.header.failure.kind == common.UNAVAILABLE
+    assert list(refused.header.elsewhere) == [b"1" * 28]
+    second.close(False)
+    assert place.store.pins(oid(1)) == []

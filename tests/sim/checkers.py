@@ -1,0 +1,153 @@
+"""Invariants that are looked at from outside, from time to time and at the end.
+
+While it runs: every machine's own `check()`, and that each node's resources are exactly what its
+leases, actors and bundles hold. At rest (all scripts finished, all references dropped): nothing
+is left anywhere, every placement group is whole or absent, every resource is back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from miniray._proto import common_pb2 as pb
+
+from .cluster import Cluster
+from .node import SimNode
+from .worker import SimWorker
+from .world import Violation
+
+
+def look(cluster: Cluster) -> None:
+    """While it runs."""
+    for node in cluster.living:
+        node.node.check()
+        resources_add_up(node)
+    for worker in cluster.owners():
+        worker.owner.check()
+    if cluster.head.head is not None:
+        cluster.head.head.check()
+
+
+def resources_add_up(node: SimNode) -> None:
+    """total = available + held by leases and actors + held by bundles, for each resource."""
+    pool = node.node.resources
+    held: dict[str, int] = {}
+    allocations = [grant.allocation for grant in node.node.leases.grants.values()]
+    allocations += [bundle.allocation for bundle in node.node.hosting.bundles.values()]
+    for allocation in allocations:
+        for name, amount in allocation.amounts.items():
+            held[name] = held.get(name, 0) + amount - allocation.lent.get(name, 0)
+    for name, total in pool.total.items():
+        if pool.available[name] + held.get(name, 0) != total:
+            raise Violation(
+                f"{node.name}: {name} total {total}, available {pool.available[name]}, "
+                f"held {held.get(name, 0)}"
+            )
+
+
+def at_rest(cluster: Cluster) -> list[str]:
+    """What is not yet as it was in the beginning; empty when the cluster is at rest."""
+    left: list[str] = []
+    for worker in cluster.owners():
+        left += [f"{worker.name}: {text}" for text in _owner_left(worker)]
+    for node in cluster.living:
+        left += [f"{node.name}: {text}" for text in _node_left(node)]
+    return left + _head_left(cluster)
+
+
+def _owner_left(worker: SimWorker) -> list[str]:
+    owner, name = worker.owner, worker.world.name
+    left = [
+        f"knows {name(entry.id)}: {entry} {_rare(worker, entry)}"
+        for entry in owner.directory.objects.values()
+    ]
+    ownership = owner.ownership
+    left += [f"{name(borrower[1])} is in the books" for borrower in ownership.by_borrower]
+    left += [f"waits for the owner of {name(oid)}" for oid, _ in ownership.awaiting]
+    left += [f"lane {lane.key} is not idle" for lane in owner.submission.lanes.values() if not lane.idle]
+    if owner.unfinished:
+        left.append(f"{owner.unfinished} tasks unfinished")
+    left += [
+        f"{len(remote.inflight)} calls in flight to {name(address[1])}"
+        for address, remote in owner.remotes.items()
+        if remote.inflight
+    ]
+    if worker.executor is not None and (worker.executor.running or worker.executor.queue):
+        left.append("runs or queues something")
+    return left
+
+
+def _rare(worker: SimWorker, entry: Any) -> str:
+    if entry.rare is None:
+        return ""
+    name = worker.world.name
+    borrowers = {name(borrower[1]): count for borrower, count in entry.rare.borrowers.items()}
+    return f"borrowers {borrowers} contains {[name(one.id) for one in entry.rare.contents]}"
+
+
+def _node_left(node: SimNode) -> list[str]:
+    machine, name = node.node, node.world.name
+    left = [f"{name(oid)} in its store" for oid in node.store]
+    left += [f"{name(oid)} on its disk" for oid in node.disk]
+    left += [f"{name(oid)} held, owned by {name(held.owner[1])}" for oid, held in machine.memory.held.items()]
+    for grant in machine.leases.grants.values():
+        what = name(grant.actor_id) if grant.actor_id else grant.cls.function_name
+        left.append(f"lease {grant.grant_id} of {what} for {name(grant.key[0])} on {name(grant.worker_id)}")
+    left += [f"{name(key[0])} waits for a lease" for key in machine.requests.known]
+    left += [f"bundle {index} of {name(group)}" for group, index in machine.hosting.bundles]
+    left += [f"pulls {name(oid)}" for oid in machine.transfer.pulls]
+    if machine.resources.available != machine.resources.total:
+        left.append(f"available {machine.resources.available} of {machine.resources.total}")
+    return left
+
+
+def _head_left(cluster: Cluster) -> list[str]:
+    head, name = cluster.head.head, cluster.world.name
+    if head is None:
+        return ["the head is down"]
+    left = []
+    for record in head.actors.registry.records.values():
+        if not record.is_dead:
+            left.append(
+                f"head: {name(record.id)} is {pb.ActorState.Name(record.info.state)} "
+                f"{record.info.pending_reason}"
+            )
+    for group in head.placement.find(pb_lookup()):
+        if group.state != pb.GROUP_REMOVED:
+            left.append(f"head: {name(group.placement_group_id)} is {pb.GroupState.Name(group.state)}")
+    alive = {node.id for node in cluster.living}
+    known = set(head.members.living)
+    if alive != known:
+        left.append(f"head: knows nodes {sorted(map(name, known))}, alive are {sorted(map(name, alive))}")
+    return left
+
+
+def pb_lookup() -> Any:
+    """A lookup of all groups."""
+    from miniray._proto import gcs_pb2 as gcs
+
+    return gcs.GroupLookup()
+
+
+def groups_are_whole(cluster: Cluster) -> None:
+    """A created group has all its bundles; a removed one has none. Only when nothing is under way."""
+    head = cluster.head.head
+    assert head is not None
+    held: dict[bytes, dict[int, bool]] = {}
+    for node in cluster.living:
+        for (group, index), bundle in node.node.hosting.bundles.items():
+            held.setdefault(group, {})[index] = bundle.committed
+    for info in head.placement.find(pb_lookup()):
+        bundles = held.pop(info.placement_group_id, {})
+        if info.state == pb.GROUP_CREATED:
+            if bundles != {bundle.index: True for bundle in info.bundles}:
+                raise Violation(
+                    f"{cluster.world.name(info.placement_group_id)} is CREATED but holds {bundles}"
+                )
+        elif info.state in (pb.GROUP_PENDING, pb.GROUP_REMOVED) and bundles:
+            name = cluster.world.name(info.placement_group_id)
+            raise Violation(f"{name} is {pb.GroupState.Name(info.state)} but holds {bundles}")
+    if held:
+        raise Violation(
+            f"bundles of groups that nobody knows: {[cluster.world.name(group) for group in held]}"
+        )

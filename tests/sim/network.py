@@ -1,0 +1,197 @@
+"""Wires: lossy ones between hosts with the real reliable links on top, and local pipes.
+
+Between hosts (nodes and the head) a packet may be lost, late, repeated or overtaken, and hosts
+may be cut off from each other. `LinkEnd` is what `runtime.links` is in the product: it runs the
+real `core.link.Link` over such wires. A `Pipe` is a unix socket or a shared-memory ring: in order
+and reliable; what its writer wrote before it died can still be read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from miniray.core.link import Deliver, Link, LinkOptions, PeerReset, Transmit
+
+from .world import Timer, World
+
+PACKETS = LinkOptions(ack_delay_s=0.05, resend_s=0.3, resend_max_s=2.0)
+
+
+@dataclass(frozen=True)
+class Weather:
+    """How bad the network is."""
+
+    loss: float = 0.0
+    duplicates: float = 0.0
+    late: float = 0.0
+    """Share of packets that take up to `late_s` longer."""
+    late_s: float = 0.5
+    delay_s: float = 0.001
+
+
+class Network:
+    """All hosts by id, and what is between them."""
+
+    def __init__(self, world: World, weather: Weather) -> None:
+        self.world = world
+        self.weather = weather
+        self._hosts: dict[bytes, Callable[[bytes, Any], None]] = {}
+        self._cuts: dict[frozenset[bytes], int] = {}
+        self.silent: dict[bytes, None] = {}
+        """Hosts that are gone without a trace: their address does not even refuse connections."""
+
+    def attach(self, host: bytes, receive: Callable[[bytes, Any], None]) -> None:
+        """`receive(source, packet)` gets what is sent to `host`; replaces an earlier life."""
+        self._hosts[host] = receive
+
+    def detach(self, host: bytes) -> None:
+        """The host is gone: packets to it vanish."""
+        self._hosts.pop(host, None)
+
+    def is_up(self, host: bytes) -> bool:
+        """Whether somebody receives there."""
+        return host in self._hosts
+
+    def cut(self, a: bytes, b: bytes) -> None:
+        """No packet passes between the two until as many `mend`s."""
+        pair = frozenset((a, b))
+        self._cuts[pair] = self._cuts.get(pair, 0) + 1
+
+    def mend(self, a: bytes, b: bytes) -> None:
+        """Undo one `cut`."""
+        pair = frozenset((a, b))
+        self._cuts[pair] -= 1
+        if not self._cuts[pair]:
+            del self._cuts[pair]
+
+    def reaches(self, a: bytes, b: bytes) -> bool:
+        """Whether packets can pass from a to b now."""
+        return b in self._hosts and a in self._hosts and frozenset((a, b)) not in self._cuts
+
+    def send(self, source: bytes, target: bytes, packet: Any) -> None:
+        """Put a packet on the wire."""
+        weather, rng = self.weather, self.world.rng
+        copies = 1
+        if weather.loss and rng.random() < weather.loss:
+            copies = 0
+        elif weather.duplicates and rng.random() < weather.duplicates:
+            copies = 2
+        for _ in range(copies):
+            delay = weather.delay_s * (0.5 + rng.random())
+            if weather.late and rng.random() < weather.late:
+                delay += rng.random() * weather.late_s
+            self.world.after(delay, self._arrive, source, target, packet)
+
+    def _arrive(self, source: bytes, target: bytes, packet: Any) -> None:
+        receive = self._hosts.get(target)
+        if receive is not None and frozenset((source, target)) not in self._cuts:
+            receive(source, packet)
+
+
+class LinkEnd:
+    """One end of a reliable link over the network."""
+
+    def __init__(
+        self,
+        network: Network,
+        here: bytes,
+        there: bytes,
+        incarnation: int,
+        packet_type: Any,
+        on_message: Callable[[Any], None],
+        on_reset: Callable[[list[Any]], None],
+    ) -> None:
+        self.link = Link(incarnation, packet_type, PACKETS)
+        self._network = network
+        self._here = here
+        self._there = there
+        self._on_message = on_message
+        self._on_reset = on_reset
+        self._timer = Timer(network.world, self._tick)
+        self.closed = False
+
+    def send(self, message: Any) -> None:
+        """Queue one message; what is sent within one instant shares packets."""
+        self.link.send(message)
+        self._arm()
+
+    def received(self, packet: Any) -> None:
+        """A packet from the other end."""
+        self.link.packet_received(self._network.world.now, packet)
+        self._carry_out()
+
+    def close(self) -> None:
+        """This end is gone."""
+        self.closed = True
+        self._timer.set(None)
+
+    def _tick(self) -> None:
+        self.link.tick(self._network.world.now)
+        self._carry_out()
+
+    def _carry_out(self) -> None:
+        out, self.link.out = self.link.out, []
+        for effect in out:
+            if self.closed:
+                return
+            if type(effect) is Transmit:
+                self._network.send(self._here, self._there, effect.packet)
+            elif type(effect) is Deliver:
+                self._on_message(effect.message)
+            else:
+                assert type(effect) is PeerReset
+                self._on_reset(effect.undelivered)
+        self._arm()
+
+    def _arm(self) -> None:
+        if not self.closed:
+            self._timer.set(self.link.next_deadline())
+
+
+class Pipe:
+    """One direction of a local connection: in order, reliable, not instant."""
+
+    def __init__(self, world: World, delay_s: float = 0.0001) -> None:
+        self._world = world
+        self._delay_s = delay_s
+        self._items: deque[Any] = deque()
+        self._reader: Callable[[Any], None] | None = None
+        self._clear_at = 0.0
+        self._broken = False
+
+    def attach(self, reader: Callable[[Any], None]) -> None:
+        """From now on what was and is written is read."""
+        self._reader = reader
+        for _ in self._items:
+            self._schedule()
+
+    def write(self, item: Any) -> None:
+        """Write; nobody reads it if the reader is gone."""
+        if self._broken:
+            return
+        self._items.append(item)
+        if self._reader is not None:
+            self._schedule()
+
+    def read_all(self) -> None:
+        """Read what is there now."""
+        while self._items and self._reader is not None:
+            self._reader(self._items.popleft())
+
+    def break_(self) -> None:
+        """The reader is gone, and what it has not read."""
+        self._broken = True
+        self._items.clear()
+        self._reader = None
+
+    def _schedule(self) -> None:
+        delay = self._delay_s * (0.2 + self._world.rng.expovariate(1.0))
+        self._clear_at = max(self._clear_at, self._world.now + delay)
+        self._world.at(self._clear_at, self._deliver)
+
+    def _deliver(self) -> None:
+        if self._items and self._reader is not None:
+            self._reader(self._items.popleft())

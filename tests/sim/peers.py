@@ -1,0 +1,236 @@
+"""The other workers one process speaks to, as `runtime.peers` does: channels and frames.
+
+On one node a channel is a pair of pipes that the raylet brokers, between nodes a relay through
+both raylets. Frames are tuples (kind, fields…); a relayed batch is a key into the cluster's
+blobs, since the daemons must not look inside. What ends a turn hands relayed frames on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from miniray._proto import worker_pb2 as wire
+from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
+from miniray.core.owner import Result
+from miniray.core.submission import Remote
+from miniray.core.tasks import TaskRecord
+
+from .network import Pipe
+from .values import Arguments, UserError
+
+if TYPE_CHECKING:
+    from .worker import SimWorker
+
+Frame = tuple[Any, ...]
+
+NO_OBJECT = bytes(28)
+
+
+class Ring:
+    """A shared-memory channel: one pipe each way."""
+
+    def __init__(self, worker: SimWorker) -> None:
+        self.forth = Pipe(worker.world, 0.00003)
+        self.back = Pipe(worker.world, 0.00003)
+
+    def break_(self) -> None:
+        """Nobody will ever read what the opener wrote."""
+        self.forth.break_()
+
+
+class Peer:
+    """One other worker."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.out: Pipe | None = None
+        self.is_relayed = False
+        self.batch: list[Frame] = []
+        self.inbound: list[Pipe] = []
+        self.remote: Remote | None = None
+
+
+class Peers:
+    """All peers of one worker."""
+
+    def __init__(self, worker: SimWorker) -> None:
+        self._worker = worker
+        self._peers: dict[Address, Peer] = {}
+        self._turn: list[Peer] = []
+
+    def of(self, address: Address) -> Peer:
+        """The peer at `address`, perhaps without a channel."""
+        peer = self._peers.get(address)
+        if peer is None:
+            peer = self._peers[address] = Peer(address)
+        return peer
+
+    # ---- channels
+
+    def send(self, address: Address, frame: Frame) -> None:
+        """One frame to another worker, or to ourselves."""
+        worker = self._worker
+        if address == worker.address:
+            self.received(address, frame)
+            return
+        peer = self.of(address)
+        if peer.out is None and not peer.is_relayed:
+            self._open(peer)
+        if peer.out is not None:
+            peer.out.write(frame)
+            return
+        if not peer.batch:
+            self._turn.append(peer)
+        peer.batch.append(frame)
+
+    def _open(self, peer: Peer) -> None:
+        worker = self._worker
+        if peer.address[0] != worker.address[0]:
+            peer.is_relayed = True
+            return
+        ring = Ring(worker)
+        peer.out = ring.forth
+        self._read(peer, ring.back)
+        opening = wire.ChannelOpen(target_worker_id=peer.address[1], capacity=1)
+        worker.tell_raylet(wire.ToRaylet(channel_open=opening), ring)
+
+    def _read(self, peer: Peer, pipe: Pipe) -> None:
+        peer.inbound.append(pipe)
+        pipe.attach(lambda frame: self.received(peer.address, frame))
+
+    def offered(self, address: Address, ring: Ring) -> None:
+        """Another worker of this node has opened a channel to us."""
+        peer = self.of(address)
+        self._read(peer, ring.forth)
+        if peer.out is None:
+            peer.out = ring.back
+
+    def end_turn(self) -> None:
+        """Hand relayed frames to the raylet."""
+        while self._turn:
+            peer = self._turn.pop(0)
+            frames, peer.batch = peer.batch, []
+            batch = wire.RelayBatch(frames=self._worker.cluster.keep(frames))
+            batch.source.node_id, batch.source.worker_id = self._worker.address
+            batch.destination.node_id, batch.destination.worker_id = peer.address
+            self._worker.tell_raylet(wire.ToRaylet(relay=batch))
+
+    def relayed(self, address: Address, key: bytes) -> None:
+        """Frames that came through the raylets."""
+        for frame in self._worker.cluster.kept(key):
+            self.received(address, frame)
+
+    def look(self, address: Address) -> None:
+        """Read what a dead peer has left in its rings."""
+        for pipe in self.of(address).inbound:
+            pipe.read_all()
+
+    def gone(self, address: Address) -> None:
+        """The process has ended and its last frames are read."""
+        peer = self._peers.pop(address, None)
+        if peer is not None:
+            for pipe in peer.inbound:
+                pipe.break_()
+
+    def close(self) -> None:
+        """This process dies: nobody reads what was sent to it."""
+        for peer in self._peers.values():
+            for pipe in peer.inbound:
+                pipe.break_()
+        self._peers.clear()
+
+    # ---- frames
+
+    def push(self, record: TaskRecord) -> None:
+        """Send a task or call to the worker it was assigned to."""
+        arguments: Arguments = record.arguments
+        slots = tuple(slot_of(entry, self._worker.address) for entry in arguments.slots)
+        self.of(record.remote.address).remote = record.remote
+        self.send(record.remote.address, (
+            "push", record.call, record.id, record.attempt, record.template.name, len(record.returns),
+            slots, arguments.nested, arguments.body,
+        ))  # fmt: skip
+
+    def received(self, address: Address, frame: Frame) -> None:
+        """One frame, in the order it was sent."""
+        worker = self._worker
+        if not worker.alive:
+            return
+        _HANDLERS[frame[0]](self, self.of(address), *frame[1:])
+        worker.end_turn()
+
+    def _pushed(self, peer: Peer, *push: Any) -> None:
+        assert self._worker.executor is not None, "a driver was sent a task"
+        self._worker.executor.pushed(peer.address, push)
+
+    def _replied(
+        self, peer: Peer, call: int, spent_us: float, results: tuple[Result, ...], retained: tuple[bytes, ...]
+    ) -> None:
+        remote = peer.remote
+        record = remote.inflight.get(call) if remote is not None else None
+        if remote is None or record is None:
+            return
+        again = bool(results) and results[0].state == FAILED and self._may_retry(record, results[0].value)
+        now = self._worker.world.now
+        self._worker.owner.replied(now, remote, call, spent_us, list(results), list(retained), again)
+
+    def _may_retry(self, record: TaskRecord, error: Any) -> bool:
+        wanted = record.template.retry_exceptions and isinstance(error, UserError)
+        return bool(wanted) and record.retries_left != 0 and not record.cancel_requested
+
+    def _cancel(self, peer: Peer, call: int) -> None:
+        if self._worker.executor is not None:
+            self._worker.executor.cancelled(peer.address, call)
+
+    def _bounced(self, peer: Peer, calls: tuple[int, ...]) -> None:
+        if peer.remote is not None:
+            self._worker.owner.submission.bounced(self._worker.world.now, peer.remote, list(calls))
+
+    def _asked(self, peer: Peer, oid: bytes) -> None:
+        self._worker.answer(peer.address, oid)
+
+    def _answered(
+        self, peer: Peer, oid: bytes, state: int, value: Any, size: int, nodes: tuple[bytes, ...]
+    ) -> None:
+        owner = self._worker.owner
+        entry = owner.directory.find(oid)
+        if entry is None:
+            return
+        for node in nodes:
+            entry.more().locations[node] = None
+        owner.complete(self._worker.world.now, entry, state, value, size)
+
+    def _borrow_added(self, peer: Peer, oid: bytes, borrower: Address) -> None:
+        name = self._worker.world.name
+        self._worker.world.note(self._worker.name, f"books {name(borrower[1])} for {name(oid)}")
+        known = self._worker.owner.ownership.borrow_added(oid, borrower)
+        if not known:
+            self._worker.cluster.oracle.borrow_refused(self._worker, oid, borrower)
+        self.send(peer.address, ("ack", oid, borrower))
+        if borrower != peer.address:
+            self.send(borrower, ("ack", NO_OBJECT, borrower))  # a channel, so that we hear of its death
+
+    def _borrow_acknowledged(self, peer: Peer, oid: bytes, borrower: Address) -> None:
+        for then in self._worker.owner.ownership.borrow_acknowledged(oid, borrower):
+            then.notify(None)
+
+    def _borrow_dropped(self, peer: Peer, oid: bytes) -> None:
+        name = self._worker.world.name
+        self._worker.world.note(self._worker.name, f"strikes {name(peer.address[1])} out for {name(oid)}")
+        self._worker.owner.ownership.borrow_dropped(oid, peer.address)
+
+    def _lost(self, peer: Peer, oid: bytes, node: bytes) -> None:
+        self._worker.copy_lost(oid, node, peer.address)
+
+
+def slot_of(entry: ObjectEntry, me: Address) -> tuple[Any, ...]:
+    """A resolved argument as it travels: state, id, owner, value, size, locations."""
+    assert entry.state in (INLINE, STORED, FAILED), f"{entry} was pushed unresolved"
+    return (entry.state, entry.id, entry.owner or me, entry.value, entry.size, tuple(entry.locations))
+
+
+_HANDLERS: dict[str, Any] = {
+    "push": Peers._pushed, "reply": Peers._replied, "cancel": Peers._cancel, "bounce": Peers._bounced,
+    "ask": Peers._asked, "answer": Peers._answered, "add": Peers._borrow_added,
+    "ack": Peers._borrow_acknowledged, "drop": Peers._borrow_dropped, "lost": Peers._lost,
+}  # fmt: skip

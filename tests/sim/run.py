@@ -1,0 +1,185 @@
+"""One seed from start to end: build the cluster, let faults and scripts run, demand rest."""
+
+from __future__ import annotations
+
+import re
+import time
+import traceback
+from dataclasses import dataclass, field
+from random import Random
+
+from . import checkers
+from .cluster import Cluster
+from .faults import Faults, Plan
+from .network import Weather
+from .workload import Script
+from .world import Violation
+
+LOOK_EVERY_S = 0.5
+FINISH_S = 120.0
+"""After the last fault every script must finish within this time."""
+REST_S = 15.0
+"""After the last script the cluster must be at rest within this time."""
+STORY_LINES = 80
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What one seed stands for."""
+
+    nodes: int = 20
+    cpus: int = 4
+    drivers: int = 2
+    seconds: float = 8.0
+    """How long scripts start new things."""
+    store_bytes: int = 1 << 30
+    weather: Weather = Weather()
+    plan: Plan = field(default_factory=Plan)
+
+
+def scenario_of(seed: int, nodes: int | None = None) -> Scenario:
+    """Drawn from the seed, by a generator of its own."""
+    rng = Random(f"scenario {seed}")
+    until = rng.uniform(6.0, 16.0)
+    counts = {
+        "worker_crash": rng.choice([0, 2, 5, 10]), "node_crash": rng.choice([0, 0, 1, 3]),
+        "head_crash": rng.choice([0, 0, 1, 2]), "partition": rng.choice([0, 0, 1, 2]),
+        "storm": rng.choice([0, 1, 2]), "driver_crash": rng.choice([0, 0, 0, 1]),
+        "node_join": rng.choice([0, 0, 1]), "drain": rng.choice([0, 0, 0, 1]),
+    }  # fmt: skip
+    weather = Weather(
+        loss=rng.choice([0.0, 0.01, 0.05]),
+        duplicates=rng.choice([0.0, 0.02]),
+        late=rng.choice([0.0, 0.05]),
+        late_s=0.3,
+    )
+    return Scenario(
+        nodes=nodes or rng.choice([3, 5, 8, 20]),
+        cpus=rng.choice([1, 2, 4]),
+        drivers=rng.choice([1, 2, 3]),
+        seconds=until * rng.uniform(0.5, 1.0),
+        store_bytes=rng.choice([1 << 30, 1 << 30, 3 << 20]),
+        weather=weather,
+        plan=Plan(until, counts),
+    )
+
+
+class Failure(Exception):
+    """A seed that breaks a promise; the text is the whole story."""
+
+
+class Simulation:
+    """One seed."""
+
+    def __init__(self, seed: int, scenario: Scenario | None = None, check_every: int = 8) -> None:
+        self.seed = seed
+        self.scenario = scenario = scenario or scenario_of(seed)
+        self.cluster = cluster = Cluster(
+            seed, scenario.weather, store_bytes=scenario.store_bytes, check_every=check_every
+        )
+        self.world = cluster.world
+        cluster.head.start()
+        for _ in range(scenario.nodes):
+            cluster.add_node(scenario.cpus)
+        budget = (scenario.nodes * scenario.cpus // 2 - 1) // scenario.drivers  # half of the nodes may go
+        self.scripts = [
+            Script(cluster.add_driver(self.world.rng.choice(cluster.living)), scenario.seconds, budget)
+            for _ in range(scenario.drivers)
+        ]
+        self.faults = Faults(cluster, scenario.plan)
+        self.wall_s = 0.0
+        self._look()
+
+    def _look(self) -> None:
+        checkers.look(self.cluster)
+        self.world.after(LOOK_EVERY_S, self._look)
+
+    def run(self) -> str:
+        """To the end; returns the trace's hash, raises `Failure`."""
+        started = time.perf_counter()
+        try:
+            self._run()
+        except Exception as error:  # a machine that raises has broken a promise too
+            raise Failure(self.story(error)) from error
+        finally:
+            self.wall_s = time.perf_counter() - started
+        return self.world.trace_hash()
+
+    def _run(self) -> None:
+        world, plan = self.world, self.scenario.plan
+        world.run(lambda: False, plan.until)
+        if not world.run(lambda: all(script.is_over for script in self.scripts), plan.until + FINISH_S):
+            raise Violation("; ".join(self._stuck()))
+        self._rest("the scripts have finished")
+        for script in self.scripts:
+            if script.driver.alive:
+                script.driver.leave("the script is over")
+        self._rest("the drivers have left")
+
+    def _rest(self, when: str) -> None:
+        left: list[str] = []
+
+        def is_at_rest() -> bool:
+            return not left
+
+        deadline = self.world.now + REST_S
+        while True:
+            self.world.run(lambda: False, self.world.now + 0.5)
+            left = checkers.at_rest(self.cluster)
+            if not left:
+                break
+            if self.world.now >= deadline:
+                shown = "\n    ".join(left[:20])
+                raise Violation(f"{REST_S:g} s after {when} there is left:\n    {shown}")
+        checkers.look(self.cluster)
+        checkers.groups_are_whole(self.cluster)
+
+    def _stuck(self) -> list[str]:
+        stuck = []
+        for script in self.scripts:
+            if not script.is_over:
+                driver = script.driver
+                waits = [ref for ref in script.pool if not ref.entry.ready]
+                why = [f"{self.world.name(ref.id)}: {driver.owner.why(ref.entry)}" for ref in waits[:5]]
+                stuck.append(
+                    f"{driver.name} {script.what} {FINISH_S:g} s after the last fault, waits for {why}"
+                )
+        return stuck
+
+    # ---- the story
+
+    def story(self, error: Exception) -> str:
+        """What broke, what went wrong before, and the last lines that have to do with it."""
+        scenario = self.scenario
+        kind = "" if isinstance(error, Violation) else f"{type(error).__name__} in {_where(error)}: "
+        text = kind + _named(str(error), self)
+        things = re.findall(r"\b(?:[tan]\d+|pg\d+)(?:\.\w+)*(?:#\w+)?|\bd\d+\.puts#\w+", text)
+        things = [t for t in things if t[0] != "n"] or [t for t in things if "." in t] or things
+        wanted = list(
+            dict.fromkeys(thing.partition("#")[0] if thing[0] == "t" else thing for thing in things)
+        )[:5]
+        pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, wanted)) or 'nothing'})\b")
+        related = [line for line in self.world.lines if pattern.search(line[19:])]
+        return "\n".join([
+            f"seed {self.seed}: {text}",
+            f"  {scenario.nodes} nodes of {scenario.cpus} CPUs, {scenario.drivers} drivers, "
+            f"at {self.world.now:.3f} s, {self.world.events} events",
+            "  faults:", *(f"    {line}" for line in self.faults.story),
+            f"  what is known of {' '.join(wanted)}:", *(f"    {line}" for line in related[-STORY_LINES:]),
+            "  the last lines:", *(f"    {line}" for line in self.world.lines[-15:]),
+            f"  again: python -m tests.sim --seed {self.seed}",
+        ])  # fmt: skip
+
+
+def _where(error: Exception) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename.rpartition('/')[2]}:{frame.lineno} {frame.name}"
+
+
+def _named(text: str, simulation: Simulation) -> str:
+    """Ids in hex become the names of the trace."""
+
+    def name(match: re.Match[str]) -> str:
+        return simulation.world.name(bytes.fromhex(match.group()))
+
+    return re.sub(r"\b(?:[0-9a-f]{2}){16,28}\b", name, text)

@@ -1,0 +1,77 @@
+"""The checkers see what they are there for: each is shown one broken promise."""
+
+from __future__ import annotations
+
+import pytest
+
+from miniray.core import ids
+from miniray.core.owner import Owner
+from miniray.core.submission import Submission
+
+from . import checkers
+from .faults import Plan
+from .run import Failure, Scenario, Simulation
+from .world import Violation
+
+SMALL = Scenario(nodes=3, cpus=2, drivers=2, seconds=5.0, plan=Plan(5.0, {"worker_crash": 4}))
+
+
+def fails(seed: int = 1, scenario: Scenario = SMALL) -> str:
+    """The story of a seed that must fail."""
+    with pytest.raises(Failure) as caught:
+        Simulation(seed, scenario).run()
+    return str(caught.value)
+
+
+def test_a_task_run_once_too_often_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def always(self: Owner, now: float, record: object) -> bool:
+        record.remote = None  # type: ignore[attr-defined]
+        self.submission.ready(now, record)  # type: ignore[arg-type]
+        return True
+
+    monkeypatch.setattr(Owner, "retry", always)
+    assert "times, runs on" in fails()
+
+
+def test_an_object_freed_too_early_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from miniray.core.ownership import Ownership
+
+    monkeypatch.setattr(Ownership, "retained", lambda self, restored, caller: [])
+    story = fails(2)
+    assert "holds a reference" in story or "was freed" in story
+
+
+def test_leases_that_are_never_given_back_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Submission, "tick", lambda self, now: None)
+    monkeypatch.setattr(Submission, "next_deadline", lambda self: None)
+    story = fails()
+    assert "there is left" in story or "waits for a worker" in story
+
+
+def test_a_lost_reply_is_seen_as_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Owner, "remote_gone", lambda self, *args, **kwargs: None)
+    assert "after the last fault" in fails(seed=3)
+
+
+def test_resources_that_do_not_add_up_are_seen() -> None:
+    simulation = Simulation(1, SMALL)
+    simulation.world.run(lambda: False, 1.0)
+    node = simulation.cluster.living[0]
+    node.node.resources.available["CPU"] -= 1
+    with pytest.raises(Violation, match="CPU total"):
+        checkers.resources_add_up(node)
+
+
+def test_a_value_of_another_object_is_seen() -> None:
+    simulation = Simulation(1, SMALL)
+    from .values import Loaded, Value
+
+    wrong = Loaded(Value(bytes(ids.OBJECT_ID_SIZE)), [])
+    with pytest.raises(Violation, match="its value is that of"):
+        simulation.cluster.oracle.value_read(simulation.cluster.drivers[0], b"x" * ids.OBJECT_ID_SIZE, wrong)
+
+
+def test_a_story_names_the_seed_the_faults_and_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Owner, "remote_gone", lambda self, *args, **kwargs: None)
+    story = fails(seed=3)
+    assert "seed 3:" in story and "kill -9" in story and "python -m tests.sim --seed 3" in story

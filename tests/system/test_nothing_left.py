@@ -1,0 +1,158 @@
+"""Whatever ends, and however: no process, directory, socket or shared memory stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from miniray.runtime import agent
+from tests.system.support import Script, alive, eventually, kill
+
+WITHIN_S = 2.0
+
+SESSION = """
+ray.init(num_cpus=2, object_store_memory=100 << 20, configure_logging=False)
+
+@ray.remote
+class Parent:
+    def spawn(self):
+        sleep = ["sleep", "1000"]
+        subprocess.Popen(sleep)
+        subprocess.Popen(["setsid", "-f", *sleep]).wait()
+        # forked twice, in a session of its own, with nothing of ours in its environment
+        twice = "setsid sh -c 'sleep 1000 & sh -c \\"sleep 1000 & wait\\" & exit' &"
+        subprocess.run(["sh", "-c", twice], env={"PATH": os.environ["PATH"]}, check=True)
+        return os.getpid()
+
+parent = Parent.remote()
+big = ray.put(bytes(10_000_000))
+worker = ray.get(parent.spawn.remote())
+pending = [parent.spawn.options(num_returns=2).remote() for _ in range(3)]
+from miniray import session
+say(daemon=session._daemon.pid, directory=session._daemon.session_dir, worker=worker)
+"""
+
+
+def sleepers(below: int) -> list[int]:
+    """The user's grandchildren below a process."""
+    return [pid for pid in agent.descendants_of(below) if "sleep\0001000" in _command(pid)]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+class Tree:
+    """The processes and names of one session."""
+
+    def __init__(self, driver: Script) -> None:
+        said = driver.hear()
+        self.daemon: int = said["daemon"]
+        self.worker: int = said["worker"]
+        self.directory = Path(said["directory"])
+        self.zygote = agent.children_of(self.daemon)[0]
+        eventually(lambda: len(sleepers(self.daemon)) >= 4, "the user's grandchildren run")
+        self.members = [self.daemon, *agent.descendants_of(self.daemon)]
+        assert self.worker in self.members and (self.directory / "raylet.sock").exists()
+
+    def gone(self) -> bool:
+        """Nothing of it is left."""
+        return not self.directory.exists() and not [pid for pid in self.members if alive(pid)]
+
+
+@pytest.mark.parametrize("victim", ["driver", "daemon", "zygote"])
+def test_kill_9_ends_the_session_and_all_that_ran_in_it(victim: str) -> None:
+    with Script(SESSION + "time.sleep(1000)") as driver:
+        tree = Tree(driver)
+        kill({"driver": driver.process.pid, "daemon": tree.daemon, "zygote": tree.zygote}[victim])
+        eventually(tree.gone, "the session is gone", WITHIN_S)
+
+
+def test_kill_9_of_a_worker_ends_what_it_had_started_and_nothing_else() -> None:
+    with Script(SESSION + "time.sleep(1000)") as driver:
+        tree = Tree(driver)
+        every = len(sleepers(tree.daemon))
+        eventually(lambda: len(sleepers(tree.worker)) == every, "all are below the worker")
+        kill(tree.worker)
+        eventually(lambda: not alive(tree.worker) and not sleepers(tree.daemon), "no orphans", WITHIN_S)
+        assert alive(tree.daemon) and alive(tree.zygote) and tree.directory.exists()
+
+
+ENDS: dict[str, tuple[str, int]] = {
+    "returns": ("", 0),
+    "calls shutdown twice": ("ray.shutdown(); ray.shutdown()", 0),
+    "calls sys.exit": ("sys.exit(3)", 3),
+    "raises": ("raise ValueError('on purpose')", 1),
+    "calls os._exit": ("os._exit(4)", 4),
+    "is terminated": ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(1000)", 15),  # as in Ray
+    "leaves a thread in get": (
+        "import threading; threading.Thread(target=ray.get, args=(pending[0][0],), daemon=True).start()", 0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_driver_that_ends_takes_its_session_along(end: str) -> None:
+    code, status = ENDS[end]
+    with Script(f"{SESSION}\ninput()\n{code}", merge=True) as driver:
+        tree = Tree(driver)
+        driver.go_on()
+        assert driver.wait() == status
+        eventually(tree.gone, "the session is gone", WITHIN_S)
+        left: Any = driver.process.stdout and driver.process.stdout.read()
+        assert ("ValueError: on purpose" in left) == (end == "raises"), left
+        if end != "raises":
+            assert "Traceback" not in left, left
+
+
+def test_ctrl_c_in_a_get_reaches_the_driver_only_and_ends_in_order() -> None:
+    """As a terminal does it: SIGINT to the whole process group of the driver."""
+    code = """
+        @ray.remote
+        def forever():
+            time.sleep(1000)
+
+        refs = [forever.remote() for _ in range(4)]
+        say(waiting=True)
+        try:
+            ray.get(refs)
+        except KeyboardInterrupt:
+            say(interrupted=True, alive=ray.get(ray.put(1)))
+            raise
+    """
+    import textwrap
+
+    with Script(SESSION + textwrap.dedent(code), merge=True) as driver:
+        tree = Tree(driver)
+        assert driver.hear() == {"waiting": True}
+        os.killpg(driver.process.pid, signal.SIGINT)
+        assert driver.hear() == {"interrupted": True, "alive": 1}
+        assert driver.wait() == -signal.SIGINT
+        eventually(tree.gone, "the session is gone", WITHIN_S)
+
+
+def test_the_next_session_in_the_same_process_starts_clean() -> None:
+    """Sessions in a row leave no thread, descriptor or mapping of the segment behind."""
+    code = """
+        import threading
+        for round in range(5):
+            ray.init(num_cpus=1, object_store_memory=100 << 20, configure_logging=False)
+            view = ray.get(ray.put(bytearray(1_000_000)))
+            assert ray.get(ray.remote(lambda: 7).remote()) == 7
+            ray.shutdown()
+            del view
+            counts = (len(os.listdir("/proc/self/fd")), threading.active_count(),
+                      open("/proc/self/maps").read().count("memfd:"))
+            say(counts=counts)
+    """
+    with Script(code) as driver:
+        counts = [driver.hear()["counts"] for _ in range(5)]
+        assert counts[1:] == [counts[1]] * 4, "descriptors, threads, mappings after each session"
+        assert driver.wait() == 0

@@ -1,0 +1,297 @@
+"""Objects end to end: values and references through tasks, large ones, a full store, nothing kept."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from miniray import exceptions
+from tests.system.support import Script, eventually, run
+
+MB = 1 << 20
+
+
+def store(ray: Any) -> Any:
+    """This node's store as the driver sees it."""
+    from miniray import api
+
+    return api.connected_worker().store
+
+
+def used(ray: Any) -> int:
+    return int(store(ray).stats()["used"])
+
+
+@pytest.fixture
+def nothing_kept(ray: Any) -> Any:
+    """The store holds as much after the test as before."""
+    before = eventually(lambda: used(ray) == 0 or used(ray)) and used(ray)
+    yield
+    eventually(lambda: used(ray) <= before, "the store is as empty as before", 10)
+
+
+VALUES: list[Any] = [
+    None, 0, -(2**70), 1.5, "text", "ä€", b"bytes", True, (1, ("a", [2, {3: {4}}])), {"k": (1, None)},
+    [float("inf")], frozenset({1}), range(5), slice(1, 2), complex(1, 2), Ellipsis, list(range(2000)),
+    b"x" * 200_000, "x" * 200_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:20])
+def test_a_value_is_the_same_through_puts_and_calls(ray: Any, nothing_kept: Any, value: Any) -> None:
+    @ray.remote
+    def same(first: Any, second: Any = None) -> Any:
+        return [first, second]
+
+    assert ray.get(ray.put(value)) == value
+    assert ray.get(same.remote(value, second=ray.put(value))) == [value, value]
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f4", "f8", "c16", "?", "M8[s]", "U5"])
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 5), (200, 1000)])
+def test_arrays_keep_type_shape_and_bytes(ray: Any, nothing_kept: Any, dtype: str, shape: Any) -> None:
+    @ray.remote
+    def turned(array: Any) -> Any:
+        return array.T, array
+
+    array = np.arange(int(np.prod(shape))).astype(dtype).reshape(shape)
+    t, back = ray.get(turned.remote(array))
+    assert back.dtype == array.dtype and back.shape == shape and (back == array).all()
+    assert (t == array.T).all()
+    del t, back
+
+
+def test_arrays_are_views_on_the_store_and_read_only(ray: Any, nothing_kept: Any) -> None:
+    ref = ray.put(np.ones(500_000))
+    array, again = ray.get(ref), ray.get(ref)
+    assert not array.flags.writeable and not array.flags.owndata
+    assert array.__array_interface__["data"][0] == again.__array_interface__["data"][0]
+    with pytest.raises(ValueError):
+        array[0] = 2
+    del ref
+    assert array.sum() == 500_000, "the view keeps what the reference has let go"
+
+
+def test_references_travel_inside_values_results_and_closures(ray: Any, nothing_kept: Any) -> None:
+    inner = ray.put([3.0])     # what a closure refers to is kept to the end of the session, as in Ray
+
+    @ray.remote
+    def pack() -> Any:
+        return {"from a closure": inner, "made here": [ray.put(np.full(200_000, 4.0))]}
+
+    @ray.remote
+    def unpack(packed: Any) -> float:
+        return float(sum(ray.get(ref)[0] for ref in [packed["from a closure"], *packed["made here"]]))
+
+    packed = pack.remote()
+    assert ray.get(unpack.remote(packed)) == 7.0
+    got = ray.get(packed)
+    del packed
+    assert ray.get(got["made here"][0])[0] == 4.0, "it outlives the object it came in, and its maker's task"
+    assert got["from a closure"] == inner
+
+
+def test_a_reference_to_a_reference_is_followed_step_by_step(ray: Any, nothing_kept: Any) -> None:
+    @ray.remote
+    def level(n: int, below: Any = None) -> Any:
+        return [ray.put(n), below]
+
+    top = None
+    for n in range(10):
+        top = [level.remote(n, top)]
+    seen = []
+    while top is not None:
+        number, top = ray.get(top[0])
+        seen.append(ray.get(number))
+    assert seen == list(range(9, -1, -1))
+
+
+def test_many_references_in_one_value(ray: Any, nothing_kept: Any) -> None:
+    """More than fits into sixteen bits, both ways."""
+
+    @ray.remote
+    def count(refs: list[Any]) -> Any:
+        return len(refs), ray.get(refs[-1]), refs[:70_000]
+
+    refs = [ray.put(n) for n in range(70_000)]
+    number, last, back = ray.get(count.remote(refs))
+    assert (number, last, len(back)) == (70_000, 69_999, 70_000)
+    assert back == refs
+
+
+def test_a_task_with_many_returns(ray: Any, nothing_kept: Any) -> None:
+    @ray.remote(num_returns=3000)
+    def spread() -> Any:
+        return range(3000)
+
+    assert ray.get(spread.remote()) == list(range(3000))
+
+
+def test_large_values_are_stored_once_and_freed_at_once(ray: Any, nothing_kept: Any) -> None:
+    before = used(ray)
+    array = np.random.default_rng(0).integers(0, 255, 40 * MB, dtype=np.uint8)
+    ref = ray.put(array)
+    assert 40 * MB <= used(ray) - before <= 41 * MB
+    total = ray.remote(lambda a: (int(a.sum()), a.flags.owndata))
+    assert ray.get([total.remote(ref) for _ in range(4)]) == [(int(array.sum()), False)] * 4
+    assert used(ray) - before <= 41 * MB, "no copy was made"
+    del ref
+    eventually(lambda: used(ray) - before < MB, "it is freed", 5)
+
+
+def test_arguments_and_results_that_are_freed_leave_nothing(ray: Any, nothing_kept: Any) -> None:
+    @ray.remote
+    def make(n: int) -> Any:
+        return np.zeros(MB, np.uint8) + n
+
+    @ray.remote
+    def add(a: Any, b: Any) -> Any:
+        return a + b
+
+    before = used(ray)
+    for _ in range(5):
+        refs = [make.remote(n) for n in range(8)]
+        while len(refs) > 1:
+            refs = [add.remote(*pair) for pair in zip(refs[::2], refs[1::2])]
+        assert ray.get(refs[0])[0] == 28
+        del refs
+    eventually(lambda: used(ray) <= before, "all of it is freed", 5)
+
+
+def test_what_an_actor_was_made_with_lives_as_long_as_it_keeps_it(ray: Any, nothing_kept: Any) -> None:
+    @ray.remote(num_cpus=0)
+    class Keeper:
+        def __init__(self, array: Any, refs: list[Any]) -> None:
+            self.refs = refs
+
+        def first(self) -> float:
+            return float(ray.get(self.refs[0])[0])
+
+        def drop(self) -> None:
+            self.refs.clear()
+
+    before = used(ray)
+    keeper = Keeper.remote(np.zeros(MB), [ray.put(np.full(MB, 2.0))])
+    assert ray.get(keeper.first.remote()) == 2.0
+    eventually(lambda: used(ray) - before < 9 * MB, "the array was let go", 5)
+    assert ray.get(keeper.first.remote()) == 2.0
+    ray.get(keeper.drop.remote())
+    eventually(lambda: used(ray) <= before, "the rest as well", 5)
+    ray.kill(keeper)
+
+
+# ---- sessions of their own
+
+
+def test_200_mb_in_and_out_of_a_store_of_its_own() -> None:
+    ended = run("""
+        import numpy as np
+        ray.init(num_cpus=1, object_store_memory=500 << 20, configure_logging=False)
+        array = np.arange(25 << 20)
+        back = ray.get(ray.put(array))
+        assert (back == array).all()
+        made = ray.get(ray.remote(lambda: np.arange(25 << 20)).remote())
+        assert (made == back).all()
+    """)
+    assert ended.returncode == 0, ended.stderr
+
+
+FULL = """
+import numpy as np
+from miniray import api
+ray.init(num_cpus=1, object_store_memory=80 << 20, configure_logging=False)
+store = api.connected_worker().store
+MB = 1 << 20
+"""
+
+
+def test_what_is_not_referenced_makes_room_without_spilling() -> None:
+    ended = run(FULL + """
+for n in range(30):
+    assert ray.get(ray.put(np.full(20 * MB, n, np.uint8)))[-1] == n
+spilled = os.path.join(api.connected_worker().session_dir, "spill")
+assert not os.path.isdir(spilled) or not os.listdir(spilled)
+""")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_what_is_referenced_is_spilled_and_comes_back() -> None:
+    ended = run(FULL + """
+refs = [ray.put(np.full(10 * MB, n, np.uint8)) for n in range(24)]
+for n, ref in enumerate(refs):
+    array = ray.get(ref)
+    assert array[0] == array[-1] == n, n
+    del array
+total = ray.remote(lambda *arrays: sum(int(a[5]) for a in arrays))
+assert ray.get(total.remote(*refs[:4])) == 6
+del refs, ref
+deadline = time.monotonic() + 10
+while store.stats()["used"]:
+    assert time.monotonic() < deadline, store.stats()
+    time.sleep(0.01)
+spilled = os.path.join(api.connected_worker().session_dir, "spill")
+while os.path.isdir(spilled) and os.listdir(spilled):
+    assert time.monotonic() < deadline, os.listdir(spilled)
+    time.sleep(0.01)
+""")
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_an_object_that_can_never_fit_is_an_error_with_figures() -> None:
+    ended = run(FULL + """
+try:
+    ray.put(np.zeros(100 * MB, np.uint8))
+except ray.exceptions.ObjectStoreFullError as error:
+    say(error=str(error))
+try:
+    ray.get(ray.remote(lambda: np.zeros(100 * MB, np.uint8)).remote())
+except ray.exceptions.ObjectStoreFullError as error:
+    say(error=str(error))
+assert ray.get(ray.put(1)) == 1
+""")
+    errors = [line for line in ended.stdout.splitlines() if line.startswith('{"error"')]
+    assert len(errors) == 2, ended
+    for error in errors:
+        assert "100.0 MiB" in error and "80.0 MiB" in error, error
+
+
+def test_pinned_values_that_fill_the_store_are_named_in_the_error() -> None:
+    """Views that live cannot be moved away."""
+    with Script(FULL + """
+views = [ray.get(ray.put(np.full(20 * MB, n, np.uint8))) for n in range(3)]
+try:
+    ray.put(np.zeros(30 * MB, np.uint8))
+except ray.exceptions.ObjectStoreFullError as error:
+    say(error=str(error))
+assert [view[0] for view in views] == [0, 1, 2]
+del views
+ray.put(np.zeros(30 * MB, np.uint8))
+say(error="")
+""") as driver:
+        began = time.monotonic()
+        error = driver.hear()["error"]
+        assert time.monotonic() - began < 20
+        assert "30.0 MiB in the object store of 80.0 MiB" in error, error
+        assert "60.0 MiB freed already but still read" in error, error
+        assert driver.hear() == {"error": ""}
+        assert driver.wait() == 0
+
+
+def test_freed_and_lost_objects_raise_typed_errors(ray: Any) -> None:
+    ref = ray.put(np.zeros(MB))
+    data = ref.binary()
+    store(ray).delete(data)     # as if the node had lost it
+    with pytest.raises(exceptions.ObjectLostError, match=ref.hex()):
+        ray.get(ref, timeout=10)
+
+    @ray.remote
+    def make() -> Any:
+        return np.ones(MB)
+
+    made = make.remote()
+    assert ray.get(made)[0] == 1
+    store(ray).delete(made.binary())
+    assert ray.get(made, timeout=10)[0] == 1, "its task runs again"
