@@ -205,8 +205,8 @@ def test_whatever_is_killed_nothing_stays(victim: str) -> None:
         daemon, worker, directory = driver.stdout.readline().split()
         below = agent.descendants_of(int(daemon))
         zygote = agent.children_of(int(daemon))[0]
-        sleepers = [pid for pid in below if "sleep 997" in _command(pid)]
-        assert int(worker) in below and sleepers, "the user's grandchild is below the daemon"
+        assert int(worker) in below
+        until(lambda: any("sleep 997" in _command(pid) for pid in below), "the user's grandchild is below the daemon")
         os.kill(KILLS[victim](driver.pid, int(daemon), zygote), signal.SIGKILL)
         until(lambda: not [pid for pid in (int(daemon), *below) if alive(pid)], "all processes end")
         until(lambda: not os.path.exists(directory), "the session directory goes")
