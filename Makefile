@@ -78,8 +78,8 @@ check: lint types test  ## everything that CI runs
 bench: $(VENV)/.build-stamp  ## figures for this machine
 	@$(VENV)/bin/miniray microbenchmark $(ARGS)
 
-sim: $(VENV)/.build-stamp  ## the cluster's real code under SEEDS seeds of simulated faults
-	@$(PY) -m tests.sim --seeds $(SEEDS) $(ARGS)
+sim: $(VENV)/.build-stamp  ## the cluster's real code under simulated faults (SEEDS=150, SEED=7 for one)
+	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
 
 native-sanitize: $(VENV)/.deps-stamp  ## the C++ tests under thread, address and undefined-behaviour sanitizers
 	@set -e; export PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; \

@@ -1,4 +1,8 @@
-"""`python -m tests.sim --seeds 0-99` runs many, `--seed N` one; the exit status tells."""
+"""`python -m tests.sim --seeds 0-99` runs many, `--seed N` one; the exit status tells.
+
+`--with "nodes=3 worker_crash=1"` changes figures of what a seed stands for, `--shrink` looks for
+the smallest such change under which a failing seed still fails, `--story` prints a whole trace.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import sys
 import traceback
 
 from .run import Failure, Simulation, scenario_of
+from .shrink import shrink
 
 
 def seeds_of(text: str) -> range:
@@ -15,37 +20,63 @@ def seeds_of(text: str) -> range:
     return range(int(first), int(last) + 1) if dash else range(int(first))
 
 
-def main() -> int:
-    """The number of seeds that failed, at most 1."""
+def changes_of(text: str) -> dict[str, float]:
+    """`name=number name=number …`."""
+    pairs = (pair.partition("=") for pair in text.split())
+    return {name: float(value) for name, _, value in pairs}
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--seeds", type=seeds_of, default=range(20), help="A-B, or how many from 0")
-    parser.add_argument("--seed", type=int, help="one seed")
-    parser.add_argument("--nodes", type=int, help="that many nodes instead of what the seed says")
+    parser.add_argument("--seed", type=int, help="one seed, told at length")
+    parser.add_argument("--with", type=changes_of, default={}, dest="changes", metavar="NAME=NUMBER …",
+                        help="figures of the scenario to change")
+    parser.add_argument("--shrink", action="store_true", help="make each failing seed smaller")
     parser.add_argument("--check-every", type=int, default=8, help="machine.check() after each Nth stimulus")
+    parser.add_argument("--story", action="store_true", help="print the whole trace")
     parser.add_argument("--trace", help="write the trace of the (last) seed to this file")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def run(seed: int, options: argparse.Namespace) -> bool:
+    """One seed, told on stdout; True when it kept every promise."""
+    simulation = Simulation(seed, scenario_of(seed, options.changes), options.check_every)
+    failure = None
+    try:
+        trace = simulation.run()
+    except Failure as error:
+        failure = error
+    if options.story:
+        print("\n".join(simulation.world.lines))
+    if options.trace:
+        with open(options.trace, "w") as file:
+            file.write("\n".join(simulation.world.lines) + "\n")
+    if failure is None:
+        if options.seed is not None:
+            print(simulation.setting())
+        print(f"seed {seed}: {trace} {simulation.summary()}", flush=True)
+        return True
+    if options.shrink:
+        options.changes, failure = shrink(seed, options.changes, failure, print)
+    print(failure, flush=True)
+    if options.seed is not None:
+        traceback.print_exception(failure.__cause__)
+    if options.changes:
+        print(f'  with "{" ".join(f"{name}={value:g}" for name, value in options.changes.items())}"')
+    return False
+
+
+def main() -> int:
+    """1 when a seed failed."""
+    options = parse()
     seeds = range(options.seed, options.seed + 1) if options.seed is not None else options.seeds
-    failed = []
+    given, failed = options.changes, []
     for seed in seeds:
-        simulation = Simulation(seed, scenario_of(seed, options.nodes), options.check_every)
-        try:
-            trace = simulation.run()
-        except Failure as failure:
+        options.changes = given
+        if not run(seed, options):
             failed.append(seed)
-            print(failure, flush=True)
-            if options.seed is not None:
-                traceback.print_exception(failure.__cause__)
-        else:
-            oracle = simulation.cluster.oracle
-            print(
-                f"seed {seed}: {trace} {len(oracle.tasks)} tasks, {oracle.read} values, "
-                f"errors {oracle.errors}, "
-                f"{simulation.world.now:.0f} s of the cluster in {simulation.wall_s:.1f} s",
-                flush=True,
-            )
-        if options.trace:
-            with open(options.trace, "w") as file:
-                file.write("\n".join(simulation.world.lines) + "\n")
     if failed:
         print(f"{len(failed)} of {len(seeds)} seeds failed: {failed}")
     return 1 if failed else 0

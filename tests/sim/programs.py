@@ -16,6 +16,8 @@ from .world import Coroutine
 
 LARGE = 200 * 1024
 
+GIVE_WAIT_S = 1.0
+
 Result = list[tuple[int, Any, list[Ref]]]
 
 
@@ -130,10 +132,14 @@ def keep(context: Context, body: Any, arguments: list[Any]) -> Coroutine:
 
 
 def give(context: Context, body: Any, arguments: list[Any]) -> Coroutine:
-    """Gets what was kept, returns the references, and forgets some."""
+    """Gets what of the kept is ready, returns the references, and forgets some.
+
+    It does not wait for all of them for ever: a task whose result was kept may be calling this actor.
+    """
     kept: list[Ref] = context.state["kept"]
     some = [context.copy(ref) for ref in kept[-3:]]
-    yield from context.get(some)
+    ready = yield from context.wait(some, len(some), GIVE_WAIT_S)
+    yield from context.get(ready)
     for ref in kept[:-3]:
         if context.chance(0.5):
             kept.remove(ref)

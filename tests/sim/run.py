@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import time
 import traceback
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from . import checkers
@@ -37,8 +38,8 @@ class Scenario:
     plan: Plan = field(default_factory=Plan)
 
 
-def scenario_of(seed: int, nodes: int | None = None) -> Scenario:
-    """Drawn from the seed, by a generator of its own."""
+def scenario_of(seed: int, changes: Mapping[str, float] | None = None) -> Scenario:
+    """Drawn from the seed, by a generator of its own, with `changes` to single figures (see `changed`)."""
     rng = Random(f"scenario {seed}")
     until = rng.uniform(6.0, 16.0)
     counts = {
@@ -53,8 +54,8 @@ def scenario_of(seed: int, nodes: int | None = None) -> Scenario:
         late=rng.choice([0.0, 0.05]),
         late_s=0.3,
     )
-    return Scenario(
-        nodes=nodes or rng.choice([3, 5, 8, 20]),
+    scenario = Scenario(
+        nodes=rng.choice([3, 5, 8, 20]),
         cpus=rng.choice([1, 2, 4]),
         drivers=rng.choice([1, 2, 3]),
         seconds=until * rng.uniform(0.5, 1.0),
@@ -62,6 +63,36 @@ def scenario_of(seed: int, nodes: int | None = None) -> Scenario:
         weather=weather,
         plan=Plan(until, counts),
     )
+    return changed(scenario, changes or {})
+
+
+def figures_of(scenario: Scenario) -> dict[str, float]:
+    """Every figure of a scenario under one name: its fields, its weather's, and the faults' counts."""
+    weather, plan = scenario.weather, scenario.plan
+    return {
+        "nodes": scenario.nodes, "cpus": scenario.cpus, "drivers": scenario.drivers,
+        "seconds": scenario.seconds, "store_bytes": scenario.store_bytes,
+        "loss": weather.loss, "duplicates": weather.duplicates, "late": weather.late,
+        "until": plan.until, **plan.counts,
+    }  # fmt: skip
+
+
+def changed(scenario: Scenario, changes: Mapping[str, float]) -> Scenario:
+    """The same scenario with other figures; ValueError names one that does not exist."""
+    figures = figures_of(scenario)
+    unknown = [name for name in changes if name not in figures]
+    if unknown:
+        raise ValueError(f"no such figure: {', '.join(unknown)}; there are {', '.join(figures)}")
+    now = {**figures, **changes}
+    weather = replace(
+        scenario.weather, loss=now["loss"], duplicates=now["duplicates"], late=now["late"]
+    )
+    counts = {name: int(now[name]) for name in scenario.plan.counts}
+    return Scenario(
+        nodes=int(now["nodes"]), cpus=int(now["cpus"]), drivers=int(now["drivers"]),
+        seconds=now["seconds"], store_bytes=int(now["store_bytes"]), weather=weather,
+        plan=Plan(now["until"], counts),
+    )  # fmt: skip
 
 
 class Failure(Exception):
@@ -148,9 +179,25 @@ class Simulation:
 
     # ---- the story
 
+    def setting(self) -> str:
+        """What this seed stands for, and the faults so far."""
+        scenario = self.scenario
+        return "\n".join([
+            f"  {scenario.nodes} nodes of {scenario.cpus} CPUs, {scenario.drivers} drivers, "
+            f"at {self.world.now:.3f} s, {self.world.events} events",
+            "  faults:", *(f"    {line}" for line in self.faults.story),
+        ])  # fmt: skip
+
+    def summary(self) -> str:
+        """How much was done, on one line."""
+        oracle = self.cluster.oracle
+        return (
+            f"{len(oracle.tasks)} tasks, {oracle.read} values, errors {oracle.errors}, "
+            f"{self.world.now:.0f} s of the cluster in {self.wall_s:.1f} s"
+        )
+
     def story(self, error: Exception) -> str:
         """What broke, what went wrong before, and the last lines that have to do with it."""
-        scenario = self.scenario
         kind = "" if isinstance(error, Violation) else f"{type(error).__name__} in {_where(error)}: "
         text = kind + _named(str(error), self)
         things = re.findall(r"\b(?:[tan]\d+|pg\d+)(?:\.\w+)*(?:#\w+)?|\bd\d+\.puts#\w+", text)
@@ -162,9 +209,7 @@ class Simulation:
         related = [line for line in self.world.lines if pattern.search(line[19:])]
         return "\n".join([
             f"seed {self.seed}: {text}",
-            f"  {scenario.nodes} nodes of {scenario.cpus} CPUs, {scenario.drivers} drivers, "
-            f"at {self.world.now:.3f} s, {self.world.events} events",
-            "  faults:", *(f"    {line}" for line in self.faults.story),
+            self.setting(),
             f"  what is known of {' '.join(wanted)}:", *(f"    {line}" for line in related[-STORY_LINES:]),
             "  the last lines:", *(f"    {line}" for line in self.world.lines[-15:]),
             f"  again: python -m tests.sim --seed {self.seed}",

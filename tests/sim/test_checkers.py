@@ -10,7 +10,8 @@ from miniray.core.submission import Submission
 
 from . import checkers
 from .faults import Plan
-from .run import Failure, Scenario, Simulation
+from .run import Failure, Scenario, Simulation, figures_of, scenario_of
+from .shrink import kind_of, shrink
 from .world import Violation
 
 SMALL = Scenario(nodes=3, cpus=2, drivers=2, seconds=5.0, plan=Plan(5.0, {"worker_crash": 4}))
@@ -75,3 +76,18 @@ def test_a_story_names_the_seed_the_faults_and_how_to_see_it_again(monkeypatch: 
     monkeypatch.setattr(Owner, "remote_gone", lambda self, *args, **kwargs: None)
     story = fails(seed=3)
     assert "seed 3:" in story and "kill -9" in story and "python -m tests.sim --seed 3" in story
+
+
+def test_a_failing_seed_shrinks_to_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broken promise here needs the end of one worker, and no more than that."""
+    monkeypatch.setattr(Owner, "remote_gone", lambda self, *args, **kwargs: None)
+    told: list[str] = []
+    start = {"nodes": 5.0, "until": 4.0, "seconds": 4.0, "worker_crash": 5.0, "storm": 1.0}
+    with pytest.raises(Failure) as caught:
+        Simulation(3, scenario_of(3, start)).run()
+    changes, failure = shrink(3, start, caught.value, told.append)
+    small = figures_of(scenario_of(3, changes))
+    assert told and small["worker_crash"] + small["storm"] <= 2 and small["nodes"] < 5
+    assert kind_of(failure) == kind_of(caught.value)
+    with pytest.raises(Failure):
+        Simulation(3, scenario_of(3, changes)).run()

@@ -50,7 +50,9 @@ def test_a_full_store_spills_and_loses_nothing() -> None:
 
 
 def test_a_seed_replays_exactly() -> None:
-    first, second = Simulation(7, scenario_of(7, nodes=5)), Simulation(7, scenario_of(7, nodes=5))
+    first, second = (
+        Simulation(7, scenario_of(7, {"nodes": 5})) for _ in range(2)
+    )
     assert first.run() == second.run()
     assert first.world.lines == second.world.lines
 

@@ -171,11 +171,12 @@ class Script:
         yield 0.0
 
     def _pinned(self) -> Coroutine:
+        """A task bound to one node. It needs no CPU: actors may hold all of that node's for ever."""
         node = self._rng.choice(self.driver.cluster.living)
         strategy = pb.SchedulingStrategy()
         strategy.affinity.node_id = node.id
         strategy.affinity.soft = self._rng.random() < 0.5
-        self._add(self.context.submit("medium", strategy=strategy, retries=self._retries()))
+        self._add(self.context.submit("medium", strategy=strategy, retries=self._retries(), cpus=0.0))
         yield 0.0
 
     def _read(self) -> Coroutine:
