@@ -141,7 +141,7 @@ class Cluster:
             memory=node_args.get("memory"),
             resources=dict(node_args.get("resources") or {}),
             labels=dict(node_args.get("labels") or {}),
-            object_store_memory=node_args.get("object_store_memory", DEFAULT_STORE_BYTES),
+            object_store_memory=int(node_args.get("object_store_memory", DEFAULT_STORE_BYTES)),
             node_name=node_args.get("node_name") or "",
             is_head=self.head_node is None,
             driver_pid=os.getpid(),

@@ -216,8 +216,15 @@ def _job(namespace: str | None, runtime_env: Any, job_config: Any) -> dict[str, 
         "runtime_env": environments.canonical(runtime_env),
         "entrypoint": " ".join(sys.argv),
         "sys_path": _import_paths(),
+        "aliases": _aliases(),
         "metadata": metadata,
     }
+
+
+def _aliases() -> list[str]:
+    from miniray.runtime import aliases
+
+    return aliases.used()
 
 
 def _anonymous() -> str:

@@ -61,6 +61,7 @@ class Jobs:
             runtime_env=request.runtime_env,
             metadata=dict(request.metadata),
             sys_path=request.sys_path,
+            aliases=request.aliases,
             started_at=self._desk.wall(now),
         )
         self.running[job_id] = info

@@ -29,7 +29,7 @@ from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
 from miniray.core.owner import Result
 from miniray.exceptions import ActorDiedError, RayTaskError, TaskCancelledError
 from miniray.ids import TaskID
-from miniray.runtime import arguments, frames, local_objects, output, streams, values
+from miniray.runtime import aliases, arguments, frames, local_objects, output, streams, values
 from miniray.runtime.errors import pack_exception, task_error
 from miniray.runtime.task_context import CURRENT, NO_LEASE, Assignment, ExitActor, Function, TaskContext
 from miniray.runtime.waiting import Waiter
@@ -175,6 +175,8 @@ class Executor:
         for path in reversed(job.sys_path):
             if path not in sys.path:
                 sys.path.insert(0, path)
+        for name in job.aliases:
+            aliases.adopt(name)
 
     def leased(self, terms: bytes) -> None:
         """The owner of the next tasks tells what they hold."""

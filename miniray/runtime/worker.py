@@ -599,6 +599,7 @@ def connect_driver(
     runtime_env: str = "",
     entrypoint: str = "",
     sys_path: Sequence[str] = (),
+    aliases: Sequence[str] = (),
     metadata: dict[str, str] | None = None,
     log_to_driver: bool = True,
 ) -> CoreWorker:
@@ -607,7 +608,7 @@ def connect_driver(
     client = RayletClient(socket_path)
     job = gcs.JobStart(
         entrypoint=entrypoint, namespace=namespace, runtime_env=runtime_env, metadata=metadata or {},
-        sys_path=list(sys_path), driver_pid=os.getpid(),
+        sys_path=list(sys_path), aliases=list(aliases), driver_pid=os.getpid(),
     )  # fmt: skip
     info, fd = client.register(wire.Register(token=token, is_driver=True, job=job))
     if info.failure.kind or fd < 0:
