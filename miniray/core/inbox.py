@@ -36,8 +36,8 @@ class Inbox:
         if handler is not None:
             handler(self, now, worker, getattr(message, kind))
 
-    def _to_peer(self, node_id: bytes, **body: Any) -> None:
-        if node_id in self.node.peers:
+    def _to_peer(self, now: float, node_id: bytes, **body: Any) -> None:
+        if self.node.neighbours.reached(now, node_id):
             self.node.out.append(Send(node_id, raylet_pb2.PeerMessage(**body)))
 
     def _on_lease_request(self, now: float, worker: Worker, message: worker_pb2.LeaseRequest) -> None:
@@ -53,7 +53,8 @@ class Inbox:
         self.node.lease_returned(now, message)
 
     def _on_relay(self, now: float, worker: Worker, message: worker_pb2.RelayBatch) -> None:
-        self.node.relay.relay_sent(worker.worker_id, message, message.destination.node_id in self.node.peers)
+        alive = self.node.neighbours.reached(now, message.destination.node_id)
+        self.node.relay.relay_sent(worker.worker_id, message, alive)
 
     def _on_blocked(self, now: float, worker: Worker, message: worker_pb2.WorkerBlocked) -> None:
         self.node.leases.blocked(now, worker, message.blocked)
@@ -62,6 +63,8 @@ class Inbox:
         self.node.memory.room_requested(now, message, worker.worker_id)
 
     def _on_pull(self, now: float, worker: Worker, message: worker_pb2.PullRequest) -> None:
+        for node_id in message.locations:
+            self.node.neighbours.reached(now, node_id)
         self.node.transfer.pull_requested(now, worker.worker_id, message)
 
     def _on_pull_cancel(self, now: float, worker: Worker, message: worker_pb2.PullCancel) -> None:
@@ -77,7 +80,8 @@ class Inbox:
             if node_id == self.node.node_id:
                 here = True
             else:
-                self._to_peer(node_id, free_objects=worker_pb2.FreeObjects(object_ids=message.object_ids))
+                freed = worker_pb2.FreeObjects(object_ids=message.object_ids)
+                self._to_peer(now, node_id, free_objects=freed)
         if here:
             self.node.free(now, list(message.object_ids))
 
@@ -103,7 +107,7 @@ class Inbox:
         if message.worker.node_id == self.node.node_id:
             self.node.kill(now, message)
         else:
-            self._to_peer(message.worker.node_id, kill=message)
+            self._to_peer(now, message.worker.node_id, kill=message)
 
 
 _HANDLERS: dict[str, Any] = {

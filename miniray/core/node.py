@@ -220,15 +220,25 @@ class Node:
                 self.memory.owner_gone(now, gone.node_id, gone.worker_id)
 
     def _view_arrived(self, now: float, view: gcs_pb2.ClusterView) -> None:
-        for node_id, failure in self.neighbours.view_arrived(view):
+        for node_id, failure in self.neighbours.view_arrived(now, view):
             self.peer_lost(now, node_id, failure)
         self.requests.view_changed(now)
+
+    def _ask_about_strangers(self, now: float) -> None:
+        """No view has named these nodes, for longer than one takes: the GCS knows."""
+        strangers = self.neighbours.doubtful(now)
+        if strangers:
+            def answered(at: float, reply: gcs_pb2.ControlReply) -> None:
+                for node_id, failure in self.neighbours.named(strangers, reply.nodes.nodes):
+                    self.peer_lost(at, node_id, failure)
+
+            self.bridge.ask(answered, node_list=gcs_pb2.NodeList(node_ids=strangers))
 
     # ---- messages of other raylets ----
 
     def peer_message(self, now: float, node_id: bytes, message: raylet_pb2.PeerMessage) -> None:
         """One message of another raylet, in order."""
-        if not self.neighbours.met(node_id):
+        if not self.neighbours.reached(now, node_id):
             return
         kind = message.WhichOneof("body")
         if kind == "relay":
@@ -283,7 +293,7 @@ class Node:
         if message.node_id in (b"", self.node_id):
             self.leases.returned(now, message)
             self.leave_if_empty(now)
-        elif message.node_id in self.peers:
+        elif self.neighbours.reached(now, message.node_id):
             self.requests.abroad.pop((message.node_id, message.lease_id), None)
             self.out.append(Send(message.node_id, raylet_pb2.PeerMessage(lease_return=message)))
 
@@ -348,7 +358,7 @@ class Node:
         if self.resources.version != self.heartbeat_version:
             beat = min(beat, self.heartbeat_sent + HEARTBEAT_SOON_S)
         times = [beat]
-        for part in (self.pool, self.leases, self.memory, self.transfer):
+        for part in (self.pool, self.leases, self.memory, self.transfer, self.neighbours):
             due = part.next_deadline()
             if due is not None:
                 times.append(due)
@@ -363,6 +373,7 @@ class Node:
         self.memory.tick(now)
         self.transfer.tick(now)
         self.leave_if_empty(now)
+        self._ask_about_strangers(now)
         changed = self.resources.version != self.heartbeat_version
         if now >= self.heartbeat_at or (changed and now >= self.heartbeat_sent + HEARTBEAT_SOON_S):
             self._heartbeat(now)

@@ -123,7 +123,9 @@ class Requests:
         return self._head.kv.keys(request.kv_keys)
 
     def _do_node_list(self, now: float, request: gcs.ControlRequest, node_id: bytes) -> gcs.ControlReply:
-        return gcs.ControlReply(nodes=gcs.NodeInfos(nodes=self._head.members.all()))
+        wanted = dict.fromkeys(request.node_list.node_ids)
+        nodes = [info for info in self._head.members.all() if not wanted or info.node_id in wanted]
+        return gcs.ControlReply(nodes=gcs.NodeInfos(nodes=nodes))
 
     def _do_job_list(self, now: float, request: gcs.ControlRequest, node_id: bytes) -> gcs.ControlReply:
         return gcs.ControlReply(jobs=gcs.JobInfos(jobs=self._head.jobs.all()))

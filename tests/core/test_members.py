@@ -46,8 +46,9 @@ def test_a_silent_node_is_dead_after_ten_seconds() -> None:
         world.sleep(0.5)
         world.beat(1)
     assert states(world) == {1: "NODE_ALIVE", 2: "NODE_DEAD"}
-    info = world.ask(node_list=gcs.NodeList()).nodes.nodes[1]
-    assert info.death.kind == pb.NODE_DIED and info.death.message == "node node-2 (02020202) died: silent for 10 s"
+    info = world.ask(node_list=gcs.NodeList(node_ids=[node_id(2), b"unknown"])).nodes.nodes[0]
+    assert info.death.kind == pb.NODE_DIED
+    assert info.death.message == "node node-2 (02020202) died: silent for 10 s"
 
 
 def test_a_refusing_node_is_dead_after_two_seconds_unless_it_returns() -> None:

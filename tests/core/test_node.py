@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from rig import JOB, NODE, PEER, UNIT, Rig, resource_map, scheduling_class
+from rig import JOB, NODE, PEER, UNIT, Rig, node_info, resource_map, scheduling_class
 
 from miniray._proto import common_pb2 as common
 from miniray._proto import gcs_pb2, worker_pb2
 from miniray.core.contract import HEAD
-from miniray.core.node_effects import CloseFd, DropClient, StopNode, ToClient
+from miniray.core.node_effects import CloseFd, DropClient, ForgetPeer, StopNode, ToClient
 
 ACTOR = b"a" * 12 + JOB
 GROUP = b"g" * 14 + JOB
@@ -235,8 +235,83 @@ def test_a_batch_for_a_worker_that_has_ended_is_answered() -> None:
     rig.peer()
     rig.from_peer(relay=relay((PEER, b"x" * 28), (NODE, b"q" * 28)))
     assert rig.to(PEER, "worker_gone")[0].address.worker_id == b"q" * 28
-    rig.say(driver, relay=relay((NODE, driver), (b"z" * 28, b"q" * 28)))
-    assert rig.messages(driver, "worker_gone")[0].failure.kind == common.NODE_DIED
+    rig.say(driver, relay=relay((NODE, driver), (NODE, b"q" * 28)))
+    assert rig.messages(driver, "worker_gone")[0].failure.kind == common.WORKER_DIED
+
+
+STRANGER = b"z" * 28
+
+
+def questions(rig: Rig) -> list[Any]:
+    """What the GCS was asked about nodes since the last call."""
+    return [r for r in rig.to(HEAD, "request") if r.WhichOneof("body") == "node_list"]
+
+
+def answer(rig: Rig, question: Any, *nodes: common.NodeInfo) -> None:
+    """The GCS answers it."""
+    rig.head(reply=gcs_pb2.ControlReply(
+        request_id=question.request_id, nodes=gcs_pb2.NodeInfos(nodes=nodes)))
+
+
+def test_what_goes_to_a_node_that_no_view_has_named_waits_for_it() -> None:
+    rig = Rig()
+    driver = rig.driver()
+    rig.say(driver, relay=relay((NODE, driver), (STRANGER, b"q" * 28)))
+    rig.say(driver, lease_return=worker_pb2.LeaseReturn(lease_id=7, node_id=STRANGER))
+    assert rig.to(STRANGER, "relay") and rig.to(STRANGER, "lease_return"), "their link keeps them"
+    assert not questions(rig)
+    rig.peer(STRANGER)
+    rig.advance(5.0)
+    assert not questions(rig) and not rig.messages(driver, "worker_gone"), "a view has named it"
+
+
+def test_a_node_that_no_view_names_is_asked_about_and_lives_or_is_dead_by_the_answer() -> None:
+    rig = Rig()
+    driver = rig.driver()
+    for other in (STRANGER, b"y" * 28, b"x" * 28):
+        rig.say(driver, relay=relay((NODE, driver), (other, b"q" * 28)))
+    assert not questions(rig), "views need a while"
+    rig.advance(1.5)
+    question = questions(rig)[0]
+    assert list(question.node_list.node_ids) == [STRANGER, b"y" * 28, b"x" * 28]
+    rig.advance(5.0)
+    assert not questions(rig), "asked once"
+    assert not rig.messages(driver, "worker_gone"), "silence is no answer"
+    dead = node_info(b"y" * 28)
+    dead.state = common.NODE_DEAD
+    dead.death.kind = common.NODE_DIED
+    dead.death.message = "it went silent"
+    answer(rig, question, node_info(STRANGER), dead)
+    gone = {news.address.node_id: news.failure for news in rig.messages(driver, "worker_gone")}
+    assert set(gone) == {b"y" * 28, b"x" * 28}
+    assert gone[b"y" * 28].message == "it went silent" and "does not know" in gone[b"x" * 28].message
+    assert [effect.node_id for effect in rig.take(ForgetPeer)] == [b"y" * 28, b"x" * 28]
+    assert rig.node.peers[STRANGER].node_name, "it can be dialled now"
+    rig.say(driver, relay=relay((NODE, driver), (b"y" * 28, b"q" * 28)))
+    assert rig.messages(driver, "worker_gone")[0].failure.kind == common.NODE_DIED, "known dead: at once"
+
+
+def test_a_node_that_speaks_before_any_view_names_it_is_asked_about_too() -> None:
+    rig = Rig()
+    driver = rig.driver()
+    rig.from_peer(STRANGER, relay=relay((STRANGER, b"x" * 28), (NODE, driver)))
+    assert rig.messages(driver, "relay")
+    rig.advance(1.5)
+    answer(rig, questions(rig)[0])
+    assert rig.messages(driver, "worker_gone")[0].address.node_id == STRANGER
+
+
+def test_a_stranger_that_a_full_view_leaves_out_is_asked_about_again() -> None:
+    rig = Rig()
+    driver = rig.driver()
+    rig.say(driver, relay=relay((NODE, driver), (STRANGER, b"q" * 28)))
+    rig.advance(1.5)
+    answer(rig, questions(rig)[0], node_info(STRANGER))
+    rig.head(view=gcs_pb2.ClusterView(full=True, nodes=[node_info(PEER)]))
+    assert not rig.messages(driver, "worker_gone"), "it may have joined after this view was made"
+    rig.advance(1.5)
+    answer(rig, questions(rig)[0])
+    assert rig.messages(driver, "worker_gone")
 
 
 def test_senders_hear_when_a_worker_cannot_keep_up() -> None:

@@ -431,3 +431,19 @@ def test_a_stopped_head_takes_everything_along_and_leaves_nothing() -> None:
     eventually(lambda: not any(alive(pid) for pid in members), "all processes end", 2)
     eventually(lambda: not any(path.exists() for path in directories), "all directories go", 2)
     cluster.shutdown()
+
+
+def test_an_actor_of_a_node_that_has_just_joined_can_be_called_at_once(three: Three) -> None:
+    """Its address may be known before any view has named its node: unknown is not dead."""
+    ray = three.ray
+
+    @ray.remote(num_cpus=0)
+    class Echo:
+        def say(self, value: int) -> int:
+            return value
+
+    for number in range(3):
+        name = f"late{number}"
+        three.add(name)
+        actor = Echo.options(**three.on(name)).remote()
+        assert ray.get(actor.say.remote(number), timeout=60) == number
