@@ -206,7 +206,7 @@ def test_whatever_is_killed_nothing_stays(victim: str) -> None:
         below = agent.descendants_of(int(daemon))
         zygote = agent.children_of(int(daemon))[0]
         assert int(worker) in below
-        until(lambda: any("sleep 997" in _command(pid) for pid in below), "the user's grandchild is below the daemon")
+        until(lambda: any("sleep 997" in _command(pid) for pid in below), "the user's grandchild runs")
         os.kill(KILLS[victim](driver.pid, int(daemon), zygote), signal.SIGKILL)
         until(lambda: not [pid for pid in (int(daemon), *below) if alive(pid)], "all processes end")
         until(lambda: not os.path.exists(directory), "the session directory goes")
