@@ -109,6 +109,10 @@ class Inbox:
         else:
             self._to_peer(now, message.worker.node_id, kill=message)
 
+    def _on_watch(self, now: float, worker: Worker, message: worker_pb2.WatchWorker) -> None:
+        alive = self.node.neighbours.reached(now, message.address.node_id)
+        self.node.relay.watch_requested(worker.worker_id, message, alive)
+
 
 _HANDLERS: dict[str, Any] = {
     "lease_request": Inbox._on_lease_request, "lease_cancel": Inbox._on_lease_cancel,
@@ -117,5 +121,5 @@ _HANDLERS: dict[str, Any] = {
     "object_sealed": Inbox._on_object_sealed, "free_objects": Inbox._on_free_objects,
     "control": Inbox._on_control, "task_events": Inbox._on_task_events,
     "actor_ready": Inbox._on_actor_ready, "exiting": Inbox._on_exiting,
-    "current_task": Inbox._on_current_task, "kill": Inbox._on_kill,
+    "current_task": Inbox._on_current_task, "kill": Inbox._on_kill, "watch": Inbox._on_watch,
 }

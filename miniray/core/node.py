@@ -262,6 +262,8 @@ class Node:
             self.relay.peer_worker_congested(message.relay_hold)
         elif kind == "location":
             self.relay.location_changed(message.location)
+        elif kind == "watch":
+            self.relay.peer_watches(node_id, message.watch)
         elif kind == "kill":
             self.kill(now, message.kill)
         elif kind == "lease_revoked" and message.lease_revoked.holder.worker_id in self.pool.workers:

@@ -15,8 +15,8 @@ count (after Ray's ownership paper, NSDI'21, simplified by FIFO channels):
 
 The books count: a process may be entered several times (each value it is sent counts once). It
 gives all but one back at once (`entered`), and the last when it lets go. A dead borrower is
-struck out; its owner must hear of its death (whoever was *introduced* has no channel yet). Pure.
-Effects: `Free`, `BorrowAdd`, `BorrowDrop`.
+struck out; so that the owner hears of its death, each is watched (whoever was *introduced* has no
+channel to its owner). Pure. Effects: `Free`, `BorrowAdd`, `BorrowDrop`, `Watch`.
 """
 
 from __future__ import annotations
@@ -52,6 +52,13 @@ class BorrowDrop:
 
     owner: Address
     object_id: bytes
+
+
+@dataclass(slots=True)
+class Watch:
+    """This process must hear of the end of `borrower`: `worker_gone`, at once if it has ended."""
+
+    borrower: Address
 
 
 class Ownership:
@@ -217,7 +224,11 @@ class Ownership:
             return False
         borrowers = entry.more().borrowers
         borrowers[borrower] = borrowers.get(borrower, 0) + 1
-        self.by_borrower.setdefault(borrower, {})[oid] = None
+        held = self.by_borrower.get(borrower)
+        if held is None:
+            held = self.by_borrower[borrower] = {}
+            self.out.append(Watch(borrower))
+        held[oid] = None
         return True
 
     def borrow_acknowledged(self, oid: bytes, borrower: Address) -> list[Any]:

@@ -2,7 +2,7 @@
 
 A worker on this node is reached by a `ChannelOffer` (a shared-memory channel, brokered here), one
 on another node by `RelayBatch`es that both raylets pass on unread. Whoever has opened a channel
-to a worker, or sent it a relay, hears of its end with one `WorkerGone`.
+to a worker, sent it a relay, or asked to watch it, hears of its end with one `WorkerGone`.
 
 ::
 
@@ -78,10 +78,33 @@ class Relay:
             gone = worker_pb2.WorkerGone(address=batch.destination, failure=node_died(node_id))
             self.out.append(to_client(worker_id, worker_gone=gone))
             return
-        self.contacts.setdefault(node_id, {}).setdefault(target, {})[worker_id] = None
+        self.contact(worker_id, node_id, target)
         self.out.append(Send(node_id, raylet_pb2.PeerMessage(relay=batch)))
 
+    def watch_requested(self, worker_id: bytes, watch: worker_pb2.WatchWorker, node_alive: bool) -> None:
+        """A client must hear of the end of a worker that it has no channel to."""
+        node_id, target = watch.address.node_id, watch.address.worker_id
+        if node_id == self.node_id:
+            if target in self.clients:
+                self.listen(target, worker_id)
+            else:
+                self.out.append(to_client(worker_id, worker_gone=self._gone(target)))
+        elif node_alive:
+            self.contact(worker_id, node_id, target)
+            self.out.append(Send(node_id, raylet_pb2.PeerMessage(watch=watch)))
+        else:
+            gone = worker_pb2.WorkerGone(address=watch.address, failure=node_died(node_id))
+            self.out.append(to_client(worker_id, worker_gone=gone))
+
     # ---- from other raylets ----
+
+    def peer_watches(self, node_id: bytes, watch: worker_pb2.WatchWorker) -> None:
+        """Clients of another node must hear of the end of one of ours."""
+        target = watch.address.worker_id
+        if target in self.clients:
+            self.listen_from(target, node_id)
+        else:
+            self.out.append(Send(node_id, raylet_pb2.PeerMessage(worker_gone=self._gone(target))))
 
     def relay_arrived(self, node_id: bytes, batch: worker_pb2.RelayBatch) -> None:
         """Frames from a worker of another node for one of ours."""
@@ -89,9 +112,8 @@ class Relay:
         if target not in self.clients:
             self.out.append(Send(node_id, raylet_pb2.PeerMessage(worker_gone=self._gone(target))))
             return
-        self.remote_listeners.setdefault(target, {})[node_id] = None
-        # The receiver will answer: it must hear of the sender's end too.
-        self.contacts.setdefault(node_id, {}).setdefault(batch.source.worker_id, {})[target] = None
+        self.listen_from(target, node_id)
+        self.contact(target, node_id, batch.source.worker_id)  # it will answer: the sender's end matters too
         self.out.append(ToClient(target, worker_pb2.ToWorker(relay=batch)))
 
     def peer_worker_gone(self, gone: worker_pb2.WorkerGone) -> None:

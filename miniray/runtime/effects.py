@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from miniray._proto import worker_pb2 as wire
 from miniray.core.calls import HandleGone
 from miniray.core.owner import Ask
-from miniray.core.ownership import BorrowAdd, BorrowDrop, Free
+from miniray.core.ownership import BorrowAdd, BorrowDrop, Free, Watch
 from miniray.core.submission import LeaseDone, LeaseUnwanted, LeaseWanted
 from miniray.core.tasks import TaskRecord
 from miniray.runtime import arguments, frames
@@ -80,6 +80,14 @@ def _borrow_drop(worker: CoreWorker, effect: BorrowDrop) -> None:
     worker.peers.send(effect.owner, frames.pack_object(frames.BORROW_DROP, effect.object_id))
 
 
+def _watch(worker: CoreWorker, effect: Watch) -> None:
+    if worker.peers.hears_of(effect.borrower):
+        return
+    watch = wire.WatchWorker()
+    watch.address.node_id, watch.address.worker_id = effect.borrower
+    worker.raylet.send(wire.ToRaylet(watch=watch))
+
+
 def _ask(worker: CoreWorker, effect: Ask) -> None:
     assert effect.entry.owner is not None
     worker.peers.send(effect.entry.owner, frames.pack_object(frames.ASK, effect.entry.id))
@@ -96,6 +104,7 @@ _EFFECTS: dict[type, Callable[[CoreWorker, Any], None]] = {
     Free: _free,
     BorrowAdd: _borrow_add,
     BorrowDrop: _borrow_drop,
+    Watch: _watch,
     Ask: _ask,
     HandleGone: _handle_gone,
 }

@@ -45,7 +45,7 @@ CALL = struct.Struct("<BBHI")
 STREAM_HEADER = struct.Struct("<BBHII")
 OBJECT = struct.Struct("<BBHI28s")
 SLOT = struct.Struct("<BxxxIIQ")
-"""state, number of locations or contents, payload length, object size."""
+"""state, number of locations, contents or (of an inline argument) owners, payload length, object size."""
 COUNT = struct.Struct("<I")
 
 NOBODY = bytes(56)
@@ -67,7 +67,8 @@ def unpack_address(data: bytes) -> Address | None:
 def pack_slot(entry: ObjectEntry, me: Address, pack_error: Callable[[Any], bytes]) -> list[bytes]:
     """A resolved argument: the parts of its slot."""
     if entry.state == INLINE:
-        return [SLOT.pack(INLINE, 0, len(entry.value), entry.size), entry.id, entry.value]
+        owner = pack_address(entry.owner) if entry.owner is not None else b""  # else the caller owns it
+        return [SLOT.pack(INLINE, bool(owner), len(entry.value), entry.size), entry.id, owner, entry.value]
     if entry.state == STORED:
         nodes = entry.locations
         owner = pack_address(entry.owner or me)
@@ -103,7 +104,11 @@ def unpack_slot(frame: bytes, at: int) -> tuple[Slot, int]:
         at += 56
         nodes = [frame[at + 28 * i : at + 28 * (i + 1)] for i in range(count)]
         return Slot(state, oid, None, owner, size, nodes), at + 28 * count
-    return Slot(state, oid, frame[at : at + length], None, size, []), at + length
+    owner = None
+    if state == INLINE and count:
+        owner = unpack_address(frame[at : at + 56])
+        at += 56
+    return Slot(state, oid, frame[at : at + length], owner, size, []), at + length
 
 
 def pack_result(result: Result) -> list[bytes]:

@@ -87,6 +87,11 @@ class Peers:
         else:
             peer.channel = RelayChannel(worker.raylet.send, self.turn, worker.address, peer.address)
 
+    def hears_of(self, address: Address) -> bool:
+        """The raylet knows of a channel to the worker at `address`, and will tell of its end."""
+        peer = self._peers.get(address)
+        return peer is not None and (peer.channel is not None or bool(peer.inbound))
+
     def cross_nodes(self) -> bool:
         """Some peer is on another node."""
         return any(address[0] != self._worker.address[0] for address in self._peers)

@@ -12,7 +12,7 @@ from miniray.core import ids
 from miniray.core.calls import ActorClient, HandleGone
 from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
 from miniray.core.owner import Ask, Owner, Result
-from miniray.core.ownership import BorrowAdd, BorrowDrop, Free
+from miniray.core.ownership import BorrowAdd, BorrowDrop, Free, Watch
 from miniray.core.submission import Lane, LeaseDone, LeaseUnwanted, LeaseWanted
 from miniray.core.tasks import UNKNOWN_COST_US, MethodTemplate, TaskRecord, TaskTemplate
 
@@ -196,6 +196,8 @@ class Rig:
             return f"tell {PLACES[effect.owner]} that {PLACES[effect.borrower]} holds {what}"
         if isinstance(effect, BorrowDrop):
             return f"tell {PLACES[effect.owner]} we dropped {self._names[effect.object_id]}"
+        if isinstance(effect, Watch):
+            return f"watch {PLACES[effect.borrower]}"
         if isinstance(effect, Ask):
             return f"ask for {self._names[effect.entry.id]}"
         assert isinstance(effect, HandleGone), effect

@@ -229,7 +229,7 @@ def test_handles_are_counted_as_references_to_one_object() -> None:
     token.more().stands_for = rig.actors["a"]
     rig.owner.ownership.borrow_added(token.id, W3)
     rig.drop("token")
-    assert rig.effects() == []
+    assert rig.effects() == ["watch w3"]
     rig.owner.ownership.borrow_dropped(token.id, W3)
     assert rig.effects() == ["handle of a gone"]
 

@@ -314,6 +314,46 @@ def test_a_stranger_that_a_full_view_leaves_out_is_asked_about_again() -> None:
     assert rig.messages(driver, "worker_gone")
 
 
+def watch(*address: bytes) -> worker_pb2.WatchWorker:
+    return worker_pb2.WatchWorker(address=common.Address(node_id=address[0], worker_id=address[1]))
+
+
+def test_a_watched_worker_needs_no_channel_for_its_end_to_be_told() -> None:
+    rig = Rig()
+    driver, other = rig.driver(), rig.driver(b"\2\0\0\0")
+    rig.peer()
+    rig.say(driver, watch=watch(NODE, other))
+    rig.say(driver, watch=watch(PEER, b"x" * 28))
+    assert rig.to(PEER, "watch")[0].address.worker_id == b"x" * 28
+    rig.exit(other)
+    rig.from_peer(worker_gone=worker_pb2.WorkerGone(
+        address=common.Address(node_id=PEER, worker_id=b"x" * 28)))
+    ended = [gone.address.worker_id for gone in rig.messages(driver, "worker_gone")]
+    assert ended == [other, b"x" * 28]
+
+
+def test_who_asks_to_watch_a_worker_that_has_ended_hears_so_at_once() -> None:
+    rig = Rig()
+    driver = rig.driver()
+    rig.peer()
+    rig.say(driver, watch=watch(NODE, b"q" * 28))
+    assert rig.messages(driver, "worker_gone")[0].failure.kind == common.WORKER_DIED
+    rig.from_peer(watch=watch(NODE, b"q" * 28))
+    assert rig.to(PEER, "worker_gone")[0].address.worker_id == b"q" * 28
+    rig.node.peer_lost(rig.now, PEER, common.Failure())
+    rig.say(driver, watch=watch(PEER, b"x" * 28))
+    assert rig.messages(driver, "worker_gone")[0].failure.kind == common.NODE_DIED
+
+
+def test_another_node_hears_of_the_end_of_a_worker_it_watches() -> None:
+    rig = Rig()
+    driver = rig.driver()
+    rig.peer()
+    rig.from_peer(watch=watch(NODE, driver))
+    rig.exit(driver)
+    assert rig.to(PEER, "worker_gone")[0].address.worker_id == driver
+
+
 def test_senders_hear_when_a_worker_cannot_keep_up() -> None:
     rig = Rig()
     driver = rig.driver()

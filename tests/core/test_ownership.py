@@ -104,7 +104,7 @@ def test_a_borrower_keeps_the_object_alive() -> None:
     entry = rig.put("x", node=ME[0])
     rig.owner.ownership.borrow_added(entry.id, W1)
     rig.drop("x")
-    assert rig.effects() == []
+    assert rig.effects() == ["watch w1"]
     rig.owner.ownership.borrow_dropped(entry.id, W1)
     assert rig.effects() == ["free x on n1"]
 
@@ -115,7 +115,7 @@ def test_what_a_worker_retains_after_the_reply_stays_alive() -> None:
     running(rig, "t", "x")
     rig.drop("x")
     rig.reply("t", retained=("x",))
-    assert rig.effects() == []
+    assert rig.effects() == ["watch w1"]
     rig.owner.ownership.borrow_dropped(rig.entries["x"].id, W1)
     assert rig.effects() == ["free x on n1"]
 
@@ -136,7 +136,7 @@ def test_a_process_entered_twice_must_let_go_twice() -> None:
         rig.owner.ownership.borrow_added(entry.id, W1)
     rig.drop("x")
     rig.owner.ownership.borrow_dropped(entry.id, W1)
-    assert rig.effects() == []
+    assert rig.effects() == ["watch w1"], "once"
     rig.owner.ownership.borrow_dropped(entry.id, W1)
     assert rig.effects() == ["free x on n1"]
 
@@ -147,6 +147,7 @@ def test_a_dead_borrower_is_struck_out() -> None:
     rig.owner.ownership.borrow_added(entry.id, W1)
     rig.owner.ownership.borrow_added(entry.id, W2)
     rig.drop("x")
+    assert rig.effects() == ["watch w1", "watch w2"], "or nobody would say that they die"
     rig.dies(W1)
     assert rig.effects() == []
     rig.dies(W2)

@@ -66,6 +66,8 @@ def test_slots_follow_one_another(objects: list[ObjectEntry], tail: bytes) -> No
         else:
             packed = entry.value if entry.state == INLINE else pack_error(entry.value)
             assert slot.payload == packed and slot.nodes == []
+        if entry.state == INLINE:
+            assert slot.owner == entry.owner, "None: the caller owns it"
     assert frame[at:] == tail
 
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 Frame = tuple[Any, ...]
 
-NO_OBJECT = bytes(28)
-
 
 class Ring:
     """A shared-memory channel: one pipe each way."""
@@ -207,8 +205,6 @@ class Peers:
         if not known:
             self._worker.cluster.oracle.borrow_refused(self._worker, oid, borrower)
         self.send(peer.address, ("ack", oid, borrower))
-        if borrower != peer.address:
-            self.send(borrower, ("ack", NO_OBJECT, borrower))  # a channel, so that we hear of its death
 
     def _borrow_acknowledged(self, peer: Peer, oid: bytes, borrower: Address) -> None:
         for then in self._worker.owner.ownership.borrow_acknowledged(oid, borrower):

@@ -16,7 +16,7 @@ from miniray.core import ids
 from miniray.core.calls import ActorClient, HandleGone
 from miniray.core.directory import FAILED, FREED, INLINE, PENDING, STORED, UNKNOWN, Address, ObjectEntry
 from miniray.core.owner import Ask, Owner
-from miniray.core.ownership import BorrowAdd, BorrowDrop, Free
+from miniray.core.ownership import BorrowAdd, BorrowDrop, Free, Watch
 from miniray.core.submission import LeaseDone, LeaseUnwanted, LeaseWanted
 from miniray.core.tasks import TaskRecord
 
@@ -408,6 +408,11 @@ class SimWorker:
         self.world.note(self.name, f"lets go of {self.world.name(effect.object_id)}")
         self.peers.send(effect.owner, ("drop", effect.object_id))
 
+    def _watch(self, effect: Watch) -> None:
+        watch = wire.WatchWorker()
+        watch.address.node_id, watch.address.worker_id = effect.borrower
+        self.tell_raylet(wire.ToRaylet(watch=watch))
+
     def _handle_gone(self, effect: HandleGone) -> None:
         self.request("actor_handle_gone", gcs.ActorHandleGone(actor_id=effect.actor_id))
 
@@ -513,6 +518,7 @@ _EFFECTS: dict[type, Any] = {
     Free: SimWorker._free,
     BorrowAdd: SimWorker._borrow_add,
     BorrowDrop: SimWorker._borrow_drop,
+    Watch: SimWorker._watch,
     Ask: lambda worker, e: worker.peers.send(e.entry.owner, ("ask", e.entry.id)),
     HandleGone: SimWorker._handle_gone,
 }

@@ -433,6 +433,46 @@ def test_a_stopped_head_takes_everything_along_and_leaves_nothing() -> None:
     cluster.shutdown()
 
 
+def test_the_death_of_a_borrower_that_its_owner_never_spoke_to_frees_the_object(three: Three) -> None:
+    ray = three.ray
+
+    @ray.remote(num_cpus=0)
+    class Keeper:
+        def keep(self, box: list[Any]) -> None:
+            self.box = box
+
+        def show(self) -> list[Any]:
+            return self.box
+
+        def forget(self) -> None:
+            del self.box
+
+    @ray.remote(num_cpus=0)
+    class Borrower:
+        def borrow(self, keeper: Any) -> int:
+            self.box = ray.get(keeper.show.remote())
+            return os.getpid()
+
+    @ray.remote(num_cpus=0)
+    class Between:
+        def make(self, keeper: Any) -> int:
+            """All calls to the borrower come from here: the driver, who owns the object, makes none."""
+            self.borrower = Borrower.options(**three_on_b).remote()
+            return int(ray.get(self.borrower.borrow.remote(keeper)))
+
+    three_on_b = three.on("b")
+    before = three.store_used("home")
+    reference = ray.put(np.zeros(8 * MB, np.uint8))
+    keeper, between = Keeper.options(**three.on("a")).remote(), Between.options(**three.on("a")).remote()
+    ray.get(keeper.keep.remote([reference]))
+    borrower = ray.get(between.make.remote(keeper), timeout=60)
+    ray.get(keeper.forget.remote())
+    del reference
+    assert three.store_used("home") >= before + 8 * MB, "the borrower holds it"
+    kill(borrower)
+    eventually(lambda: three.store_used("home") < before + 8 * MB, "its owner strikes the dead borrower out")
+
+
 def test_an_actor_of_a_node_that_has_just_joined_can_be_called_at_once(three: Three) -> None:
     """Its address may be known before any view has named its node: unknown is not dead."""
     ray = three.ray
