@@ -4,7 +4,8 @@ Used by the GCS for actors and by every raylet for leases, over the view each of
 nodes. The order of the rules:
 
 1. a node must be alive and must match the hard labels; a hard node affinity names the only
-   candidate, a soft one goes first while that node could ever serve the demand;
+   candidate, a soft one goes first while that node could ever serve the demand; where the hard
+   labels find no room, the strategy's fallbacks are tried in their order;
 2. SPREAD takes the first node with room in turn, so that equal demands go round;
 3. otherwise the node that holds most argument bytes, if it has room;
 4. otherwise *hybrid*: pack until a node is half used, in the view's order and starting with the
@@ -116,22 +117,26 @@ def choose(
         answer = _by_affinity(view, demand, strategy, avoid)
         if answer is not None:
             return answer
-    nodes = [node for node in view.values() if node.state == NODE_ALIVE]
-    if strategy.labels:
-        nodes = [node for node in nodes if matches(node.labels, strategy.labels)]
-    tiers = [nodes]
-    if strategy.soft_labels:
-        tiers.insert(0, [node for node in nodes if matches(node.labels, strategy.soft_labels)])
-    for tier in tiers:
-        if strategy.spread:
-            node_id = _spread(tier, demand, turn, avoid)
-        else:
-            node_id = _most_bytes(tier, demand, local, arguments, avoid) if arguments else None
-            if node_id is None:
-                node_id = _hybrid(tier, demand, local, rng, avoid)
-        if node_id is not None:
-            return Choice(node_id)
-    return _no_room(nodes, demand, strategy, avoid)
+    alive = [node for node in view.values() if node.state == NODE_ALIVE]
+    refusal: Choice | None = None
+    for wanted in (strategy.labels, *(fallback.matches for fallback in strategy.fallbacks)):
+        nodes = [node for node in alive if matches(node.labels, wanted)] if wanted else alive
+        tiers = [nodes]
+        if strategy.soft_labels:
+            tiers.insert(0, [node for node in nodes if matches(node.labels, strategy.soft_labels)])
+        for tier in tiers:
+            if strategy.spread:
+                node_id = _spread(tier, demand, turn, avoid)
+            else:
+                node_id = _most_bytes(tier, demand, local, arguments, avoid) if arguments else None
+                if node_id is None:
+                    node_id = _hybrid(tier, demand, local, rng, avoid)
+            if node_id is not None:
+                return Choice(node_id)
+        if refusal is None or not refusal.feasible:     # it waits for the first that could ever serve it
+            refusal = _no_room(nodes, demand, strategy, avoid)
+    assert refusal is not None
+    return refusal
 
 
 def has_room(node: NodeView, demand: Resources) -> bool:
@@ -163,7 +168,12 @@ def _by_affinity(
     if node is not None and node.state == NODE_ALIVE and is_feasible(node, demand):
         if has_room(node, demand) and node.node_id not in avoid:
             return Choice(node.node_id)
-        return Choice(None, True, _shortage([node], demand))
+        if affinity.soft and affinity.spill_on_unavailable:
+            return None
+        lack = _shortage([node], demand)
+        if affinity.fail_on_unavailable:
+            return Choice(None, False, f"node {node.title()}, the only one allowed: {lack}", hopeless=True)
+        return Choice(None, True, lack)
     if affinity.soft:
         return None
     if node is None or node.state != NODE_ALIVE:
@@ -300,7 +310,9 @@ def _no_room(
     """Nobody has room: is there someone who could, and what is missing?"""
     if not nodes:
         if strategy.labels:
-            return Choice(None, False, f"no live node has labels where {describe_labels(strategy.labels)}")
+            choices = [strategy.labels, *(fallback.matches for fallback in strategy.fallbacks)]
+            wanted = "; or ".join(describe_labels(choice) for choice in choices)
+            return Choice(None, False, f"no live node has labels where {wanted}")
         return Choice(None, False, "the cluster has no live node")
     able = [node for node in nodes if is_feasible(node, demand)]
     if not able:

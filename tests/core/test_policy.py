@@ -108,6 +108,15 @@ def test_soft_affinity_goes_elsewhere_only_when_its_node_cannot_serve() -> None:
     assert number_of(choose(nodes, want(CPU=1), affinity(3, soft=True))) == 1
 
 
+def test_an_affinity_may_spill_from_a_full_node_or_fail_there() -> None:
+    nodes = view(node(1, CPU=4), node(2, {"CPU": 0}, CPU=4))
+    spills, fails = affinity(2, soft=True), affinity(2)
+    spills.affinity.spill_on_unavailable = fails.affinity.fail_on_unavailable = True
+    assert number_of(choose(nodes, want(CPU=1), spills)) == 1
+    refused = choose(nodes, want(CPU=1), fails)
+    assert refused.hopeless and "1 needed, at most 0 free on node-2" in refused.reason
+
+
 def test_labels_filter_and_soft_labels_prefer() -> None:
     east, west = node(1, CPU=4), node(2, CPU=4)
     east.labels, west.labels = {"zone": "east"}, {"zone": "west", "ssd": "1"}
@@ -127,6 +136,26 @@ def test_labels_filter_and_soft_labels_prefer() -> None:
     north = pb.SchedulingStrategy(labels=[label(pb.LabelMatch.IN, "zone", "north")])
     nowhere = choose(nodes, want(CPU=1), north)
     assert not nowhere.feasible and nowhere.reason == "no live node has labels where zone in (north)"
+
+
+def zones(*names: str) -> pb.SchedulingStrategy:
+    """In the first zone, else in the others, in this order; "" is any."""
+    first, *others = ([label(pb.LabelMatch.IN, "zone", name)] if name else [] for name in names)
+    return pb.SchedulingStrategy(labels=first, fallbacks=[pb.LabelSet(matches=other) for other in others])
+
+
+def test_fallbacks_are_tried_in_order_when_the_labels_have_no_room() -> None:
+    east, west, bare = node(1, CPU=1), node(2, {"CPU": 0}, CPU=1), node(3, CPU=1)
+    east.labels, west.labels = {"zone": "east"}, {"zone": "west"}
+    nodes = view(east, west, bare)
+    assert number_of(choose(nodes, want(CPU=1), zones("north", "west", "east"))) == 1, "west is full now"
+    assert number_of(choose(nodes, want(CPU=1), zones("north", ""))) in (1, 3)
+    waits = choose(nodes, want(CPU=1), zones("north", "west"))
+    assert waits.feasible and "node-2" in waits.reason, "it waits for the first that could ever serve it"
+    nowhere = choose(nodes, want(CPU=1), zones("north", "south"))
+    assert not nowhere.feasible
+    assert nowhere.reason == "no live node has labels where zone in (north); or zone in (south)"
+    assert not choose(nodes, want(CPU=2), zones("north", "west", "")).feasible
 
 
 def test_reasons_name_the_missing_resource_and_the_figures() -> None:
