@@ -35,7 +35,7 @@ from .directory import (
     ObjectEntry,
     attempt_ended,
 )
-from .lineage import Lineage
+from .lineage import LIMIT_BYTES, Lineage, NotRebuilt
 from .ownership import BorrowAdd, Free, Ownership
 from .submission import Lane, Remote, Submission
 from .tasks import CANCELLED, FINISHED, PUSHED, WAITING, TaskRecord
@@ -64,12 +64,12 @@ class Result:
 class Owner:
     """The machine of one worker or driver process."""
 
-    def __init__(self, me: Address) -> None:
+    def __init__(self, me: Address, lineage_bytes: int = LIMIT_BYTES) -> None:
         self.me = me
         self.out: list[Any] = []
         self.remotes: dict[Address, Remote] = {}
         self.directory = Directory()
-        self.lineage = Lineage(self.directory)
+        self.lineage = Lineage(self.directory, lineage_bytes)
         self.ownership = Ownership(me, self.directory, self.lineage, self.out)
         self.submission = Submission(self.out, self.remotes)
         self.calls = ActorCalls(self.out, self.remotes)
@@ -170,8 +170,13 @@ class Owner:
         if again and self.retry(now, record):
             return record
         node = remote.address[0]
+        stored = False
         for entry, result in zip(record.returns, results, strict=False):
             self.settle(now, entry, result, node)
+            if result.state == STORED:
+                stored = True
+        if stored and record.held is None:      # else `_done` sees to it, before it unpins
+            self.lineage.done(record)
         if record.stream is not None:
             record.stream.ended(results)
         self._done(now, record, FINISHED)
@@ -370,14 +375,14 @@ class Owner:
             entry.rare.tried[node] = None   # perhaps it was only out of reach
         return bool(entry.rare.locations) is False and entry.owner is None
 
-    def rebuild(self, now: float, entry: ObjectEntry) -> bool:
+    def rebuild(self, now: float, entry: ObjectEntry) -> NotRebuilt | None:
         """Make a lost object again: run its task, and those of arguments that are freed by now.
 
-        False when it cannot be made: `put`, actor result, or no attempt left.
+        Returns why it cannot be made: `put`, actor result, no attempt left, forgotten.
         """
         records = self.lineage.plan(entry)
-        if records is None:
-            return False
+        if isinstance(records, NotRebuilt):
+            return records
         self.directory.reopen(entry)
         for record in records:
             record.done = False
@@ -394,7 +399,7 @@ class Owner:
                 self.failed(now, record, record.error)
             elif not record.unresolved:
                 self.submission.ready(now, record)
-        return True
+        return None
 
     # ---- machine
 
@@ -410,6 +415,7 @@ class Owner:
         """Every invariant of the parts, and that nothing unfinished waits for nothing."""
         self.directory.check()
         self.ownership.check()
+        self.lineage.check()
         self.submission.check()
         self.calls.check()
         assert self.unfinished >= 0

@@ -66,6 +66,13 @@ def encode(
     return Arguments(None, slots, [*held, stored.entry], True, (direct, nested, handles, stored))
 
 
+def size_of(record: Any) -> int:
+    """Bytes of the encoded arguments of a record, without the objects among them."""
+    encoded = record.arguments
+    payload = encoded if type(encoded) is bytes else encoded.payload
+    return len(payload) if payload is not None else 0
+
+
 def pack_push(
     record: Any, number: int, flags: int, me: tuple[bytes, bytes], pack_error: Callable[[Any], bytes]
 ) -> bytes:

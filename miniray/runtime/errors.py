@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from miniray._proto.common_pb2 import Failure
+    from miniray.core.lineage import NotRebuilt
 
 MAX_TEXT = 64 * 1024
 """Bytes of traceback text kept; the middle of a longer one is cut."""
@@ -264,6 +265,17 @@ def _object_error(failure: Failure, object_id: bytes | None) -> Exception:
     if separator and reason in exceptions.ObjectReconstructionFailedError.REASON_MESSAGES:
         return exceptions.ObjectReconstructionFailedError(name, reason, rest or None)
     return exceptions.ObjectLostError(name, detail=_details(failure))
+
+
+def not_rebuilt(refusal: NotRebuilt, object_id: bytes, node_id: bytes) -> Failure:
+    """The failure of a lost object: why its task, or that of an argument, cannot run again."""
+    from miniray._proto import common_pb2 as pb
+
+    known = exceptions.ObjectReconstructionFailedError.REASON_MESSAGES[refusal.reason]
+    other = refusal.entry.id
+    about = f"its argument {other.hex()} cannot be made again either: " if other != object_id else ""
+    text = f"{about}{known} Its last copy was on node {node_id.hex()[:12]}."
+    return pb.Failure(kind=pb.OBJECT_LOST, message=f"{refusal.reason}: {text}", node_id=node_id)
 
 
 _SIMPLE: dict[str, Callable[[str], Exception]] = {

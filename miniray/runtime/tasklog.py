@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import worker_pb2 as wire
 from miniray.core import events
-from miniray.core.directory import FAILED, STORED
+from miniray.core.directory import FAILED
 from miniray.core.ids import actor_of_task, task_of_object
 from miniray.core.tasks import CANCELLED, TaskRecord
 
@@ -52,7 +52,7 @@ class TaskLog:
         del owner.finished[:limit]
         rows = b"".join([self._row(record) for record in batch])
         for record in batch:
-            if all(entry.state != STORED for entry in record.returns):
+            if record.done and not owner.lineage.keeps(record):
                 record.arguments = b""      # nobody will run it again
         message = gcs.TaskEventBatch(job_id=self._worker.job_id, rows=rows, dropped=owner.finished_dropped)
         owner.finished_dropped = 0

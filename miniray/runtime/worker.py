@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from miniray import _native
+from miniray import _native, config
 from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import worker_pb2 as wire
@@ -38,7 +38,7 @@ from miniray.runtime import actors, arguments, effects, frames, local_objects, s
 from miniray.runtime.control import Control
 from miniray.runtime.definitions import Bound, method_definition
 from miniray.runtime.departures import Departures
-from miniray.runtime.errors import exception_of, failure_bytes, raised, unpack_exception
+from miniray.runtime.errors import exception_of, failure_bytes, not_rebuilt, raised, unpack_exception
 from miniray.runtime.packed import Serialized
 from miniray.runtime.peers import Peers
 from miniray.runtime.raylet_client import RayletClient
@@ -122,7 +122,8 @@ class CoreWorker:
         os.close(store_fd)
         self.mailbox = _native.Mailbox(self.store)
         self.lock = threading.RLock()
-        self.owner = Owner(self.address)
+        self.owner = Owner(self.address, config.get("max_lineage_bytes"))
+        self.owner.lineage.argument_bytes = arguments.size_of
         self.peers = Peers(self)
         self.departures = Departures(self)
         self.pump = Pump(self.mailbox, self._handle, self._tick)
@@ -520,10 +521,10 @@ class CoreWorker:
         if owner.location_removed(time.monotonic(), oid, node):
             entry = owner.directory.find(oid)
             assert entry is not None
-            if not owner.rebuild(time.monotonic(), entry):
+            refusal = owner.rebuild(time.monotonic(), entry)
+            if refusal is not None:
                 entry.state = FAILED
-                name = f"{oid.hex()}: its last copy was on node {node.hex()[:12]}"
-                entry.value = pb.Failure(kind=pb.OBJECT_LOST, message=f"all copies are lost ({name})")
+                entry.value = not_rebuilt(refusal, oid, node)
         if teller is not None:
             self.answer(teller, oid)
 

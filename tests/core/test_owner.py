@@ -5,6 +5,7 @@ from __future__ import annotations
 from owner_rig import ME, W1, W2, W3, Rig, failed, stored
 
 from miniray.core.directory import FAILED
+from miniray.core.lineage import RECORD_BYTES
 
 N2 = W3[0]
 
@@ -196,13 +197,18 @@ def stored_task(rig: Rig, name: str, *arguments: str, node_worker: object = W1, 
 
 def lost(rig: Rig, name: str, node: bytes = ME[0]) -> bool:
     """The copy of `name` on `node` is gone. True when the object is being made again."""
+    return not why_not_rebuilt(rig, name, node)
+
+
+def why_not_rebuilt(rig: Rig, name: str, node: bytes = ME[0]) -> str:
+    """The copy of `name` on `node` is gone: why it stays lost, "" when it is being made again."""
     entry = rig.entries[name]
     assert rig.owner.location_removed(rig.now, entry.id, node), "another copy is left"
-    made = rig.owner.rebuild(rig.now, entry)
-    if not made:
+    refusal = rig.owner.rebuild(rig.now, entry)
+    if refusal is not None:
         entry.state = FAILED    # the shell's duty: it knows the words
     rig.owner.check()
-    return made
+    return refusal.reason if refusal is not None else ""
 
 
 def test_losing_one_of_several_copies_loses_nothing() -> None:
@@ -243,18 +249,22 @@ def test_a_queued_task_waits_again_for_an_argument_that_was_lost() -> None:
 def test_put_objects_and_actor_results_cannot_be_made_again() -> None:
     rig = Rig()
     rig.put("p", node=ME[0])
-    assert not lost(rig, "p")
+    assert why_not_rebuilt(rig, "p") == "PUT"
     rig.actor("actor")
     rig.news("actor", "ALIVE", W1)
     rig.submit("call", actor="actor", retries=1)
     rig.reply("call", stored())
-    assert not lost(rig, "call")
+    assert why_not_rebuilt(rig, "call") == "RETRIES_DISABLED"
 
 
 def test_a_lost_object_is_not_made_again_without_an_attempt_left() -> None:
     rig = Rig()
     stored_task(rig, "a", retries=0)
-    assert not lost(rig, "a")
+    assert why_not_rebuilt(rig, "a") == "RETRIES_DISABLED"
+    stored_task(rig, "b", retries=1)
+    assert lost(rig, "b")
+    rig.reply("b", stored())
+    assert why_not_rebuilt(rig, "b") == "MAX_ATTEMPTS_EXCEEDED"
 
 
 def test_arguments_freed_meanwhile_are_made_again_first() -> None:
@@ -318,6 +328,57 @@ def test_lineage_goes_with_the_last_object_that_needs_it() -> None:
     rig.drop("b")
     assert rig.entries["a"].task is None and rig.records["b"].held is None
     assert len(rig.owner.directory) == 0
+
+
+def test_a_borrowed_argument_that_was_let_go_cannot_be_made_here() -> None:
+    rig = Rig()
+    entry = rig.borrowed("b", W2)
+    rig.owner.settle(rig.now, entry, stored(), W2[0])
+    stored_task(rig, "a", "b")
+    rig.drop("b")
+    assert why_not_rebuilt(rig, "a") == "BORROWED"
+
+
+def limited(tasks: int) -> Rig:
+    """An owner that remembers so many tasks without arguments at most."""
+    rig = Rig()
+    rig.owner.lineage.limit_bytes = tasks * RECORD_BYTES
+    return rig
+
+
+def test_beyond_the_limit_the_oldest_tasks_are_forgotten() -> None:
+    rig = limited(2)
+    for name in "abc":
+        stored_task(rig, name)
+    assert rig.owner.lineage.forgotten == 1 and rig.owner.lineage.bytes == 2 * RECORD_BYTES
+    assert why_not_rebuilt(rig, "a") == "LINEAGE_EVICTED"
+    assert lost(rig, "b") and lost(rig, "c")
+    assert rig.owner.lineage.bytes == 0, "what runs is not remembered but known"
+
+
+def test_a_forgotten_task_lets_go_of_its_arguments() -> None:
+    rig = limited(2)
+    stored_task(rig, "a")
+    stored_task(rig, "b", "a")
+    rig.drop("a")
+    stored_task(rig, "c")
+    assert rig.entries["a"].task is None, "a was remembered for b alone, and can itself not be made"
+    assert why_not_rebuilt(rig, "b") == "LINEAGE_EVICTED"
+    stored_task(rig, "d")
+    assert rig.records["b"].held is None and rig.owner.lineage.bytes == 2 * RECORD_BYTES
+
+
+def test_what_is_remembered_counts_inline_arguments_and_ends_with_the_objects() -> None:
+    rig = Rig()
+    rig.owner.lineage.argument_bytes = lambda record: 50
+    rig.put("small")
+    rig.entries["small"].size = 7
+    stored_task(rig, "a", "small")
+    assert rig.owner.lineage.bytes == RECORD_BYTES + 57
+    rig.drop("small")
+    assert rig.knows("small")
+    rig.drop("a")
+    assert rig.owner.lineage.bytes == 0 and len(rig.owner.directory) == 0
 
 
 def test_no_lineage_is_kept_for_results_that_cannot_get_lost() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core import ids
 from miniray.core.contract import HEAD
+from miniray.core.lineage import LIMIT_BYTES
 from miniray.core.tasks import MethodTemplate, TaskTemplate
 
 from .head import SimHead
@@ -24,14 +25,16 @@ class Cluster:
     """Everything of one run."""
 
     def __init__(
-        self, seed: int, weather: Weather, *, store_bytes: int = STORE_BYTES, check_every: int = 8
-    ) -> None:
+        self, seed: int, weather: Weather, *, store_bytes: int = STORE_BYTES,
+        lineage_bytes: int = LIMIT_BYTES, check_every: int = 8,
+    ) -> None:  # fmt: skip
         self.world = World(seed)
         self.world.call_it(HEAD, "head")
         self.network = Network(self.world, weather)
         self.oracle = Oracle(self.world)
         self.check_every = check_every
         self.store_bytes = store_bytes
+        self.lineage_bytes = lineage_bytes
         self.programs = PROGRAMS
         self.nodes: dict[bytes, SimNode] = {}
         self.workers: list[SimWorker] = []

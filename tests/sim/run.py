@@ -34,6 +34,7 @@ class Scenario:
     seconds: float = 8.0
     """How long scripts start new things."""
     store_bytes: int = 1 << 30
+    lineage_bytes: int = 1 << 30
     weather: Weather = Weather()
     plan: Plan = field(default_factory=Plan)
 
@@ -62,6 +63,7 @@ def scenario_of(seed: int, changes: Mapping[str, float] | None = None) -> Scenar
         store_bytes=rng.choice([1 << 30, 1 << 30, 3 << 20]),
         weather=weather,
         plan=Plan(until, counts),
+        lineage_bytes=rng.choice([1 << 30, 1 << 30, 10_000]),
     )
     return changed(scenario, changes or {})
 
@@ -72,6 +74,7 @@ def figures_of(scenario: Scenario) -> dict[str, float]:
     return {
         "nodes": scenario.nodes, "cpus": scenario.cpus, "drivers": scenario.drivers,
         "seconds": scenario.seconds, "store_bytes": scenario.store_bytes,
+        "lineage_bytes": scenario.lineage_bytes,
         "loss": weather.loss, "duplicates": weather.duplicates, "late": weather.late,
         "until": plan.until, **plan.counts,
     }  # fmt: skip
@@ -90,8 +93,8 @@ def changed(scenario: Scenario, changes: Mapping[str, float]) -> Scenario:
     counts = {name: int(now[name]) for name in scenario.plan.counts}
     return Scenario(
         nodes=int(now["nodes"]), cpus=int(now["cpus"]), drivers=int(now["drivers"]),
-        seconds=now["seconds"], store_bytes=int(now["store_bytes"]), weather=weather,
-        plan=Plan(now["until"], counts),
+        seconds=now["seconds"], store_bytes=int(now["store_bytes"]),
+        lineage_bytes=int(now["lineage_bytes"]), weather=weather, plan=Plan(now["until"], counts),
     )  # fmt: skip
 
 
@@ -106,8 +109,9 @@ class Simulation:
         self.seed = seed
         self.scenario = scenario = scenario or scenario_of(seed)
         self.cluster = cluster = Cluster(
-            seed, scenario.weather, store_bytes=scenario.store_bytes, check_every=check_every
-        )
+            seed, scenario.weather, store_bytes=scenario.store_bytes,
+            lineage_bytes=scenario.lineage_bytes, check_every=check_every,
+        )  # fmt: skip
         self.world = cluster.world
         cluster.head.start()
         for _ in range(scenario.nodes):

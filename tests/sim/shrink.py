@@ -15,7 +15,7 @@ from .run import Failure, Simulation, figures_of, scenario_of
 LEAST = {"nodes": 2.0, "cpus": 1.0, "drivers": 1.0, "seconds": 1.0, "until": 1.0}
 """Below these a scenario is none; every other figure can be 0."""
 
-KEPT = ("store_bytes",)
+KEPT = ("store_bytes", "lineage_bytes")
 """Figures that are no smaller for being less."""
 
 

@@ -74,7 +74,7 @@ class SimWorker:
         self.alive = True
         self.job_id = b""
         self.ready = Future()
-        self.owner = Owner(self.address)
+        self.owner = Owner(self.address, cluster.lineage_bytes)
         self.peers = Peers(self)
         self.actors = Actors(self)
         self.executor = None if is_driver else Executor(self)
@@ -304,13 +304,12 @@ class SimWorker:
         if owner.location_removed(now, oid, node):
             entry = owner.directory.find(oid)
             assert entry is not None
-            rebuilt = owner.rebuild(now, entry)
-            self.world.note(
-                self.name, f"{self.world.name(oid)} is lost, {'rebuilds' if rebuilt else 'for good'}"
-            )
-            if not rebuilt:
+            refusal = owner.rebuild(now, entry)
+            what = "rebuilds" if refusal is None else f"for good: {refusal.reason}"
+            self.world.note(self.name, f"{self.world.name(oid)} is lost, {what}")
+            if refusal is not None:
                 entry.state = FAILED
-                entry.value = pb.Failure(kind=pb.OBJECT_LOST, message="all copies are lost")
+                entry.value = pb.Failure(kind=pb.OBJECT_LOST, message=f"all copies lost: {refusal.reason}")
         if teller is not None:
             self.answer(teller, oid)
 

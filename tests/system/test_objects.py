@@ -284,8 +284,9 @@ def test_freed_and_lost_objects_raise_typed_errors(ray: Any) -> None:
     ref = ray.put(np.zeros(MB))
     data = ref.binary()
     store(ray).delete(data)     # as if the node had lost it
-    with pytest.raises(exceptions.ObjectLostError, match=ref.hex()):
+    with pytest.raises(exceptions.ObjectReconstructionFailedError, match=ref.hex()) as caught:
         ray.get(ref, timeout=10)
+    assert caught.value.reason == "PUT"
 
     @ray.remote
     def make() -> Any:
@@ -295,3 +296,53 @@ def test_freed_and_lost_objects_raise_typed_errors(ray: Any) -> None:
     assert ray.get(made)[0] == 1
     store(ray).delete(made.binary())
     assert ray.get(made, timeout=10)[0] == 1, "its task runs again"
+
+
+def test_a_task_runs_again_with_its_arguments_before_its_event_is_sent(ray: Any) -> None:
+    """The arguments of a finished task are needed as long as one of its objects may get lost."""
+
+    @ray.remote
+    def make(size: int) -> Any:
+        return np.ones(size)
+
+    @ray.remote
+    def last(array: Any, factor: int) -> Any:
+        return array * factor
+
+    first = make.remote(MB)
+    second = last.remote(first, 3)
+    assert ray.get(second)[0] == 3
+    lost = first.binary()
+    del first
+    store(ray).delete(lost)
+    store(ray).delete(second.binary())
+    assert ray.get(second, timeout=10)[0] == 3
+
+
+def test_what_is_remembered_to_rebuild_objects_has_a_limit(ray: Any) -> None:
+    from miniray import api
+
+    worker = api.connected_worker()
+    lineage = worker.owner.lineage
+    usual = lineage.limit_bytes
+
+    @ray.remote
+    def make(payload: bytes) -> Any:
+        return np.ones(MB)
+
+    try:
+        with worker.lock:
+            lineage.limit_bytes = lineage.bytes + 150_000
+        older = make.remote(b"x" * 90_000)
+        ray.get(older)
+        younger = make.remote(b"x" * 90_000)
+        ray.get(younger)
+        store(ray).delete(older.binary())
+        store(ray).delete(younger.binary())
+        assert ray.get(younger, timeout=10)[0] == 1
+        with pytest.raises(exceptions.ObjectReconstructionFailedError, match="MINIRAY_MAX_LINEAGE_BYTES") as caught:
+            ray.get(older, timeout=10)
+        assert caught.value.reason == "LINEAGE_EVICTED"
+    finally:
+        with worker.lock:
+            lineage.limit_bytes = usual
