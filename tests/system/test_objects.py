@@ -340,7 +340,8 @@ def test_what_is_remembered_to_rebuild_objects_has_a_limit(ray: Any) -> None:
         store(ray).delete(older.binary())
         store(ray).delete(younger.binary())
         assert ray.get(younger, timeout=10)[0] == 1
-        with pytest.raises(exceptions.ObjectReconstructionFailedError, match="MINIRAY_MAX_LINEAGE_BYTES") as caught:
+        lost = exceptions.ObjectReconstructionFailedError
+        with pytest.raises(lost, match="MINIRAY_MAX_LINEAGE_BYTES") as caught:
             ray.get(older, timeout=10)
         assert caught.value.reason == "LINEAGE_EVICTED"
     finally:
