@@ -3,11 +3,16 @@
 The driver tells its job which names it uses (`used`), and each worker of the job takes them over
 (`adopt`). A name may also be a package of the program's own that puts miniray in its place when it
 is imported: then the worker imports that package, with whatever else it sets up. The genuine Ray
-is never imported for it. Any thread.
+is never imported for it.
+
+`import ray` also makes some of Ray's submodules attributes of the package, and programs reach for
+them unimported (`ray._private.worker`, say). A substitute that has such modules gets them loaded
+the same way. Any thread.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -17,11 +22,20 @@ _PACKAGE = __name__.partition(".")[0]
 _GENUINE = "_raylet."
 """A file that begins like this is in Ray's own package."""
 
+_LOADED_BY_RAY = (
+    "_common.utils", "_private.client_mode_hook", "_private.ray_constants", "_private.services",
+    "_private.state", "_private.utils", "_private.worker",
+)  # fmt: skip
+"""Submodules that are there after `import ray` of Ray itself."""
+
 
 def used() -> list[str]:
     """The names besides its own under which this process knows the package."""
     package = sys.modules[_PACKAGE]
-    return [name for name, module in list(sys.modules.items()) if module is package and name != _PACKAGE]
+    names = [name for name, module in list(sys.modules.items()) if module is package and name != _PACKAGE]
+    for name in names:
+        _complete(name)
+    return names
 
 
 def adopt(name: str) -> None:
@@ -29,6 +43,15 @@ def adopt(name: str) -> None:
     if name not in sys.modules and _has_substitute(name):
         importlib.import_module(name)
     sys.modules.setdefault(name, sys.modules[_PACKAGE])
+    if sys.modules[name] is sys.modules[_PACKAGE]:
+        _complete(name)
+
+
+def _complete(name: str) -> None:
+    """Load what `import ray` would have loaded, where a substitute has it."""
+    for submodule in _LOADED_BY_RAY:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"{name}.{submodule}")
 
 
 def _has_substitute(name: str) -> bool:

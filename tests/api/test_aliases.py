@@ -46,6 +46,31 @@ SUBSTITUTE = """
 """
 
 
+REACHING = """
+    import ray
+
+    @ray.remote
+    def reach():
+        return ray._private.worker.answer
+
+    with ray.init(num_cpus=1):
+        print(ray._private.worker.answer, ray.get(reach.remote()))
+"""
+
+FINDER = """
+    import importlib.util, os
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            here = os.path.join(os.path.dirname(__file__), *name.split(".")[1:])
+            if name.startswith("ray._private"):
+                place = here + ("/__init__.py" if os.path.isdir(here) else ".py")
+                if os.path.exists(place):
+                    return importlib.util.spec_from_file_location(name, place)
+    sys.meta_path.insert(0, Finder())
+    import ray._private
+"""
+
+
 def run(code, *paths):
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path[:0] = {list(paths)}\n" + textwrap.dedent(code)],
@@ -63,6 +88,14 @@ def test_workers_import_the_drivers_substitute_package(tmp_path):
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "__init__.py").write_text(textwrap.dedent(SUBSTITUTE))
     assert run(SUBSTITUTED, str(tmp_path)) == "miniray set up by the substitute"
+
+
+def test_a_substitutes_submodules_are_loaded_as_ray_loads_its_own(tmp_path):
+    (tmp_path / "ray" / "_private").mkdir(parents=True)
+    (tmp_path / "ray" / "__init__.py").write_text(textwrap.dedent(SUBSTITUTE) + textwrap.dedent(FINDER))
+    (tmp_path / "ray" / "_private" / "__init__.py").write_text("__path__ = []")
+    (tmp_path / "ray" / "_private" / "worker.py").write_text("answer = 42")
+    assert run(REACHING, str(tmp_path)) == "42 42"
 
 
 def test_the_genuine_package_is_not_imported_for_an_alias(tmp_path):
