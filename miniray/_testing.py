@@ -14,7 +14,10 @@ def object_exists(ref: Any) -> bool:
 
 
 def get_all_reference_counts() -> dict[bytes, dict[str, int]]:
-    """Hex id (as bytes) → {"local": references here, "submitted": tasks that hold it}, without zeros."""
+    """Hex id (as bytes) → {"local": references here, "submitted": tasks that hold it}, without zeros.
+
+    Objects only: what stands for an actor's handle is left out.
+    """
     worker = api.connected_worker()
     worker.collect_released()
     with worker.lock:
@@ -22,7 +25,7 @@ def get_all_reference_counts() -> dict[bytes, dict[str, int]]:
     return {
         entry.id.hex().encode(): {"local": entry.local, "submitted": entry.pins}
         for entry in entries
-        if entry.local or entry.pins
+        if (entry.local or entry.pins) and not (entry.rare is not None and entry.rare.stands_for)
     }
 
 

@@ -273,6 +273,17 @@ class ObjectRef(ObjectRefBase, Generic[T_co]):
     def __bytes__(self) -> bytes:
         return self.binary()
 
+    def __copy__(self) -> ObjectRef[T_co]:
+        current = _current_worker()
+        if current is None or self.entry is None:
+            return type(self)(self.binary(), self.owner_address)
+        with current.lock:
+            copied: ObjectRef[T_co] = current.new_ref(self.entry)
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ObjectRef[T_co]:
+        return self.__copy__()
+
     def __reduce__(self) -> Any:
         """Pickling outside of the engine's own serialization: the object is kept from then on."""
         return restore_ref, (self.binary(), _pickled_out_of_band(self))

@@ -9,7 +9,6 @@ Pure but for `warnings`; protobuf is imported at the first use of a strategy.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -133,7 +132,7 @@ def _environment_error(value: Any) -> str | None:
     if value:
         from miniray.runtime_env import validate
 
-        validate(value)
+        validate(value, of_job=False)
     return None
 
 
@@ -405,19 +404,12 @@ def check_index(group: Any, index: int) -> None:
 
 
 def runtime_env_of(own: Mapping[str, Any] | None, inherited: str) -> str:
-    """Canonical JSON of a task's runtime_env: its own fields over those of the job or parent.
-
-    `env_vars` are merged, every other field replaces the inherited one. "" for none.
-    """
+    """Canonical JSON of a task's runtime_env: its own fields over those of the job or parent."""
     if not own:
         return inherited
-    merged: dict[str, Any] = json.loads(inherited) if inherited else {}
-    variables = {**(merged.get("env_vars") or {}), **(own.get("env_vars") or {})}
-    merged.update(own)
-    if variables:
-        merged["env_vars"] = variables
-    merged = {name: value for name, value in merged.items() if value is not None}
-    return json.dumps(merged, sort_keys=True, separators=(",", ":")) if merged else ""
+    from miniray.runtime_env import runtime_env
+
+    return runtime_env.inherited(own, inherited)
 
 
 def check_fits(

@@ -28,6 +28,7 @@ from miniray.options import UNIT
 if TYPE_CHECKING:
     from miniray.runtime.launch import LocalSession
     from miniray.runtime.worker import CoreWorker
+    from miniray.runtime_env.packages import Package
 
 logger = logging.getLogger("miniray")
 
@@ -140,7 +141,7 @@ def init(
             _configure_logging(logging_level, logging_format)
         if namespace is not None:
             api.check_namespace(namespace)
-        job = _job(namespace, runtime_env, job_config)
+        job, packages = _job(namespace, runtime_env, job_config)
         offered = {
             "num_cpus": num_workers if num_cpus is None else num_cpus,
             "num_gpus": num_gpus,
@@ -158,7 +159,7 @@ def init(
         else:
             node = _find(where, given)
         log = config.get("log_to_driver") if log_to_driver is None else log_to_driver
-        return _connect(node, job, log)
+        return _connect(node, job, packages, log)
 
 
 _ACCEPTED = frozenset({"object_spilling_directory", "dashboard_agent_listen_port", "storage"})
@@ -200,9 +201,11 @@ def _address(address: str | None) -> str | None:
     return address
 
 
-def _job(namespace: str | None, runtime_env: Any, job_config: Any) -> dict[str, Any]:
-    """What the cluster is told about this driver."""
-    from miniray import runtime_env as environments
+def _job(
+    namespace: str | None, runtime_env: Any, job_config: Any
+) -> tuple[dict[str, Any], list[Package]]:
+    """What the cluster is told about this driver, and what it is to upload."""
+    from miniray.runtime_env.runtime_env import localized
 
     metadata = dict(getattr(job_config, "metadata", None) or {})
     if job_config is not None:
@@ -211,14 +214,17 @@ def _job(namespace: str | None, runtime_env: Any, job_config: Any) -> dict[str, 
     if runtime_env is None:
         text = config.get("runtime_env")
         runtime_env = json.loads(text) if text else None
-    return {
+    environment, packages = localized(runtime_env)
+    has_directory = bool(runtime_env and runtime_env.get("working_dir"))
+    job = {
         "namespace": namespace or config.get("namespace") or _anonymous(),
-        "runtime_env": environments.canonical(runtime_env),
+        "runtime_env": environment,
         "entrypoint": " ".join(sys.argv),
-        "sys_path": _import_paths(),
+        "sys_path": _import_paths(with_cwd=not has_directory),
         "aliases": _aliases(),
         "metadata": metadata,
     }
+    return job, packages
 
 
 def _aliases() -> list[str]:
@@ -233,15 +239,19 @@ def _anonymous() -> str:
     return str(uuid.uuid4())
 
 
-def _import_paths() -> list[str]:
-    """Where this driver imports from and a worker would not: its script's folder, cwd, its own additions."""
+def _import_paths(with_cwd: bool) -> list[str]:
+    """Where this driver imports from and a worker would not: its script's folder, its own additions, and
+    the current directory unless the job brings one of its own."""
     standard = {os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, sys.exec_prefix)}
     found: dict[str, None] = {}
     for path in sys.path:
+        if not path and not with_cwd:
+            continue
         real = os.path.realpath(path or os.getcwd())
         if os.path.exists(real) and not any(real == top or real.startswith(top + os.sep) for top in standard):
             found[real] = None
-    found[os.getcwd()] = None
+    if with_cwd:
+        found[os.getcwd()] = None
     return list(found)
 
 
@@ -355,7 +365,9 @@ def _find(where: str, given: list[str]) -> Any:
     )
 
 
-def _connect(node: Any, job: dict[str, Any], log_to_driver: bool) -> RayContext:
+def _connect(
+    node: Any, job: dict[str, Any], packages: list[Package], log_to_driver: bool
+) -> RayContext:
     """Make this process a driver of `node`'s session."""
     global _context
     from miniray.runtime import worker as library
@@ -365,6 +377,7 @@ def _connect(node: Any, job: dict[str, Any], log_to_driver: bool) -> RayContext:
         worker = library.connect_driver(
             socket_path=node.socket, token=token, log_to_driver=log_to_driver, **job
         )
+        _upload(worker, packages)
     except BaseException:
         _end_daemon()
         raise
@@ -377,6 +390,20 @@ def _connect(node: Any, job: dict[str, Any], log_to_driver: bool) -> RayContext:
     else:
         logger.info("Connected to the cluster at %s.", address)
     return _context
+
+
+def _upload(worker: CoreWorker, packages: list[Package]) -> None:
+    """Bring what the job's runtime_env names into the cluster."""
+    if not packages:
+        return
+    from miniray.runtime import uploads
+
+    try:
+        for package in packages:
+            uploads.upload(worker, package.uri, package.write)
+    except BaseException:
+        worker.shutdown()
+        raise
 
 
 def address_of(worker: CoreWorker) -> str:

@@ -11,7 +11,8 @@ A *grant* (a lease or an actor that already holds its resources; see `core.lease
                       └── died or silent for 60 s: `worker_start_failed`, retried, then refused
 
 Pure; runs inside `core.node.Node`. Limits: at most `start_limit` processes start at one time, so
-a burst of actors does not starve the heartbeat; idle workers beyond the number of CPUs end after
+a burst of actors does not starve the heartbeat (and as many more whose runtime environment has to
+be made, with its own time limit); idle workers beyond the number of CPUs end after
 `IDLE_KEEP_S`. There is no limit on blocked workers; runnable ones are bounded by resources.
 """
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from miniray._proto import common_pb2 as common
+from miniray.core import environments
 from miniray.core.node_effects import StartWorker, StopWorker
 
 ANY_JOB = b""
@@ -77,6 +79,8 @@ class Starting:
     key: Key
     deadline: float
     stopping: bool = False
+    slow: bool = False
+    """Its runtime environment may have to be made first."""
 
 
 @dataclass(slots=True)
@@ -302,13 +306,19 @@ class Pool:
                 used = max(0, min(spare, missing))
                 spare -= used
                 missing -= used
-            while missing > 0 and len(self.starting) < self.start_limit:
+            while missing > 0 and self._may_start(key):
                 self._start(now, key)
                 missing -= 1
 
+    def _may_start(self, key: Key) -> bool:
+        """Within the limit; workers whose environment has to be made do not hold up the others."""
+        slow = _setup_limit_s(key) > 0
+        return sum(entry.slow == slow for entry in self.starting.values()) < self.start_limit
+
     def _start(self, now: float, key: Key) -> None:
         token = self.rng.randbytes(16)
-        self.starting[token] = Starting(token, key, now + REGISTER_WITHIN_S)
+        limit_s = _setup_limit_s(key)
+        self.starting[token] = Starting(token, key, now + REGISTER_WITHIN_S + limit_s, slow=limit_s > 0)
         self.out.append(StartWorker(token, key[0], key[1]))
 
     # ---- for people and tests ----
@@ -337,10 +347,16 @@ class Pool:
         }
 
 
+def _setup_limit_s(key: Key) -> float:
+    return environments.setup_limit_s(environments.parse(key[1])) if key[1] else 0.0
+
+
 def start_refusal(key: Key, last: common.Failure | None) -> common.Failure:
     """The failure told to whoever waited for a worker that would not start."""
+    if last is not None and last.kind == common.RUNTIME_ENV_FAILED:
+        return last  # it says what could not be made
     detail = last.message if last is not None and last.message else "no reason was given"
-    env = f" with runtime_env {key[1]}" if key[1] else ""
+    env = f" with runtime_env {environments.shown(key[1])}" if key[1] else ""
     failure = common.Failure(
         kind=common.RUNTIME_ENV_FAILED if key[1] else common.WORKER_DIED,
         message=f"a worker process{env} ended {START_ATTEMPTS} times before it was ready: {detail}",

@@ -27,7 +27,7 @@ from miniray._proto import worker_pb2 as wire
 from miniray.core import ids
 from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
 from miniray.core.owner import Result
-from miniray.exceptions import ActorDiedError, RayTaskError, TaskCancelledError
+from miniray.exceptions import ActorDiedError, RayTaskError, RuntimeEnvSetupError, TaskCancelledError
 from miniray.ids import TaskID
 from miniray.runtime import aliases, arguments, frames, local_objects, output, streams, values
 from miniray.runtime.errors import pack_exception, task_error
@@ -84,6 +84,12 @@ class Executor:
         self._functions: dict[bytes, Any] = {}
         self._start: wire.StartActor | None = None
         self._exit: wire.Exit | None = None
+        self.import_after = 0
+        """How many entries of `sys.path` come from the runtime environment, and first."""
+        self.hook = ""
+        """The setup hook of this worker's environment, until it has run."""
+        self._broken: RuntimeEnvSetupError | None = None
+        """The hook has failed: so does whatever comes here."""
         signal.signal(signal.SIGINT, self._on_interrupt)
 
     # ---- context
@@ -174,7 +180,7 @@ class Executor:
         output.belongs_to(job.job_id)
         for path in reversed(job.sys_path):
             if path not in sys.path:
-                sys.path.insert(0, path)
+                sys.path.insert(self.import_after, path)
         for name in job.aliases:
             aliases.adopt(name)
 
@@ -212,6 +218,8 @@ class Executor:
         """Until told to end. Main thread."""
         worker, queue, work = self.worker, self.queue, self.work
         while not self.stopping:
+            if self.hook and (queue or self._start is not None):
+                self._run_hook()
             if self._start is not None:
                 self._create_actor()
             while queue:
@@ -226,6 +234,12 @@ class Executor:
                     continue
                 work.remaining = 1
             worker.pump.wait(work, None)
+
+    def _run_hook(self) -> None:
+        from miniray.runtime import setup_hook
+
+        hook, self.hook = self.hook, ""
+        self._broken = setup_hook.run(self.worker, hook)
 
     def execute(self, peer: Any, frame: bytes) -> None:
         """Run one push on this thread and reply."""
@@ -278,6 +292,8 @@ class Executor:
         """What `number` means on this channel; the definition is loaded at first use."""
         function = peer.functions[number]
         if type(function) is bytes:
+            if self._broken is not None:
+                raise self._broken
             function = peer.functions[number] = Function(function, self._functions, self.actor)
         return function  # type: ignore[no-any-return]
 
@@ -450,6 +466,8 @@ class Executor:
         token = CURRENT.set(context)
         restored = values.begin_restoring()
         try:
+            if self._broken is not None:
+                raise self._broken
             size = int.from_bytes(spec.creation_task[:4], "little")
             cls = values.deserialize_function(spec.creation_task[4 : 4 + size])
             push = spec.creation_task[4 + size :]
@@ -531,6 +549,11 @@ def run_worker(spec: dict[str, Any]) -> None:
     core = CoreWorker(client, info, fd, is_driver=False)
     library.set_current(core)
     core.executor = Executor(core)
+    core.executor.import_after = len(spec.get("python_path") or ())
+    if "worker_process_setup_hook" in spec.get("runtime_env", ""):
+        from miniray.runtime import setup_hook
+
+        core.executor.hook = setup_hook.of(spec["runtime_env"])
     if core.job_id:
         core.executor.adopt(info.job)
     core.start()

@@ -45,6 +45,8 @@ from miniray.core.node_effects import (
 )
 from miniray.runtime import agent
 from miniray.runtime.clients import Client, ClientEvents, ClientServer
+from miniray.runtime.environment_setup import Result
+from miniray.runtime.environments import Environments
 from miniray.runtime.logs import Logs, without_marks
 from miniray.runtime.node_store import NodeStore
 from miniray.runtime.objects import Objects
@@ -118,6 +120,8 @@ class Raylet:
             self._worker_ended, self._zygote_lost, self._zygote_ready, self._worker_started))
         self._clients = ClientServer(socket_path, token, ClientEvents(
             self._register, self._message, self._connection_ended, self._congested))
+        self.environments = Environments(
+            session_dir, node.info.host, self._workers, node.bridge.ask, self.turn)
         self.objects = Objects(store, node, spill_dir, self.turn)
         self._logs = Logs(self._lines_read, self._title_of, node.info.host)
         self._upkeep = Upkeep(node, store, self._logs, self._pid_of, self.turn)
@@ -283,6 +287,7 @@ class Raylet:
 
     def _worker_ended(self, startup_token: bytes, pid: int, status: int, problem: str) -> None:
         self._logs.closed(startup_token)
+        self.environments.released(startup_token)
         worker_id = self._by_token.pop(startup_token, None)
         tail = without_marks(agent.tail_of(self._workers.log_path(startup_token, "err")))
         if worker_id is None:
@@ -365,14 +370,24 @@ class Raylet:
             self._clients.drop(process.client)
 
     def _do_start_worker(self, effect: StartWorker) -> None:
-        self._workers.start(effect.startup_token, effect.job_id, effect.runtime_env)
+        token = effect.startup_token
+
+        def prepared(made: Result | None, problem: str) -> None:
+            if made is None:
+                self._worker_ended(token, 0, 256, problem)
+            else:
+                self._workers.start(token, effect.job_id, effect.runtime_env, made)
+
+        self.environments.prepare(token, effect.job_id, effect.runtime_env, prepared)
 
     def _do_stop_worker(self, effect: StopWorker) -> None:
         startup_token = effect.startup_token
         if effect.worker_id:
             process = self._processes.get(effect.worker_id)
             startup_token = process.startup_token if process is not None else b""
-        if startup_token:
+        if startup_token and self.environments.withdraw(startup_token):
+            self._worker_ended(startup_token, 0, 256, "it was not wanted any more")
+        elif startup_token:
             self._workers.stop(startup_token, effect.force)
 
     def _do_survey(self, effect: SurveyStore) -> None:

@@ -19,7 +19,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from miniray.core import environments
 from miniray.runtime import agent
+from miniray.runtime.environment_setup import Result
 from miniray.runtime.zygote import PACKET_LIMIT
 
 READ_AT_IMPORT = (
@@ -68,6 +70,8 @@ class WorkerProcesses:
         """startup token -> pid of what lives."""
         self._stop_early: dict[bytes, int] = {}
         """startup token -> signal for a process whose pid is not known yet."""
+        self._setups: dict[bytes, Callable[[str], None]] = {}
+        """token -> whom to tell, for processes that make environments."""
         sock.setblocking(False)
         self._loop.add_reader(sock.fileno(), self._readable)
 
@@ -79,25 +83,41 @@ class WorkerProcesses:
         """Where a worker's output goes; `kind` is "out" or "err"."""
         return os.path.join(self._spec.session_dir, "logs", f"worker-{startup_token.hex()[:12]}.{kind}")
 
-    def start(self, startup_token: bytes, job_id: bytes, runtime_env: str) -> None:
-        """Ask for one process. Every start is answered by exactly one `on_exit` in the end."""
-        env = json.loads(runtime_env) if runtime_env else {}
+    def start(self, startup_token: bytes, job_id: bytes, runtime_env: str,
+              made: Result | None = None) -> None:
+        """Ask for one process, in an environment that was `made` for it where it needs one.
+
+        Every start is answered by exactly one `on_exit` in the end.
+        """
+        env = environments.parse(runtime_env)
         variables = {str(name): str(value) for name, value in (env.get("env_vars") or {}).items()}
+        made = made or Result()
         spec = {
             "session_dir": self._spec.session_dir, "socket_path": self._spec.socket_path,
             "token": self._spec.token, "startup_token": startup_token.hex(),
             "node_id": self._spec.node_id.hex(), "job_id": job_id.hex(), "env_vars": variables,
-            "runtime_env": runtime_env, "nice": self._spec.nice,
+            "runtime_env": runtime_env, "nice": self._spec.nice, "cwd": made.cwd, "python_path": made.path,
             "stdout_path": self.log_path(startup_token, "out"),
             "stderr_path": self.log_path(startup_token, "err"),
         }  # fmt: skip
-        message = {"op": "spawn", "spec": spec, "argv": interpreter_of(env, variables)}
+        message = {"op": "spawn", "spec": spec, "argv": interpreter_of(env, variables, made.python)}
         packet = json.dumps(message).encode()
         if len(packet) > PACKET_LIMIT:
             problem = f"runtime_env of {len(packet)} bytes is larger than {PACKET_LIMIT}"
             self._loop.call_soon(self._events.on_exit, startup_token, 0, 256, problem)
             return
         self._send(packet)
+
+    def set_up(self, token: bytes, request: dict[str, Any], log: str, done: Callable[[str], None]) -> None:
+        """Run `environment_setup.main(request)` in a process of its own, which prints to `log`.
+
+        `done` gets how it ended, "" for exit status 0 or 1 (then its result file says more).
+        `stop(token)` ends it.
+        """
+        self._setups[token] = done
+        spec = {"startup_token": token.hex(), "nice": self._spec.nice, "setup": request,
+                "stdout_path": log, "stderr_path": log}
+        self._send(json.dumps({"op": "spawn", "spec": spec}).encode())
 
     def stop(self, startup_token: bytes, force: bool) -> None:
         """SIGTERM, or SIGKILL for the whole tree when `force`."""
@@ -158,20 +178,33 @@ class WorkerProcesses:
         startup_token = bytes.fromhex(message["token"])
         if message["op"] == "spawned":
             self._pids[startup_token] = message["pid"]
-            self._events.on_started(startup_token, message["pid"])
+            if startup_token not in self._setups:
+                self._events.on_started(startup_token, message["pid"])
             early = self._stop_early.pop(startup_token, None)
             if early is not None:
                 self._kill(message["pid"], early)
         elif message["op"] == "exit":
             self._pids.pop(startup_token, None)
             self._stop_early.pop(startup_token, None)
-            self._events.on_exit(startup_token, message["pid"], message["status"], message.get("problem", ""))
+            done = self._setups.pop(startup_token, None)
+            problem = message.get("problem", "")
+            if done is None:
+                self._events.on_exit(startup_token, message["pid"], message["status"], problem)
+            else:
+                status = message["status"]
+                ended = os.WIFEXITED(status) and os.WEXITSTATUS(status) in (0, 1) and not problem
+                done("" if ended else problem or agent.exit_detail(status))
 
 
-def interpreter_of(env: dict[str, Any], variables: dict[str, str]) -> list[str]:
-    """The interpreter a runtime_env needs as a fresh process; [] when a fork will do."""
+def interpreter_of(env: dict[str, Any], variables: dict[str, str], python: str = "") -> list[str]:
+    """The interpreter a runtime_env needs as a fresh process; [] when a fork will do.
+
+    `python` is that of its virtual environment, if it has one.
+    """
     if env.get("py_executable"):
         return shlex.split(env["py_executable"])
+    if python:
+        return [python]
     if any(name.startswith(READ_AT_IMPORT) for name in variables):
         return [sys.executable]
     return []

@@ -3,7 +3,8 @@
 ::
 
     raylet ══ seqpacket socket ══ zygote ──fork──▶ worker   (own session, dies with the zygote)
-                                     └──fork+exec─▶ worker   (environment read at import, other python)
+                                     ├──fork+exec─▶ worker   (environment read at import, other python)
+                                     └──fork─▶ the making of a runtime_env (`environment_setup`)
 
 It is forked by the daemon before anything else, so it holds no thread, no gRPC and no event loop.
 Messages are JSON, one per packet: `spawn` and `kill` in; `ready`, `exit` out. As a subreaper it
@@ -181,9 +182,14 @@ class Zygote:
             os.setsid()
             redirect_output(spec["stdout_path"], spec["stderr_path"])
             os.nice(spec.get("nice", WORKER_NICE))
-            os.environ.update(spec["env_vars"])
+            if "setup" in spec:
+                from miniray.runtime import environment_setup
+
+                os._exit(environment_setup.main(spec["setup"]))
+            set_variables(spec["env_vars"])
             if message.get("argv"):
                 execute(message["argv"], spec)
+            enter_environment(spec)
             reseed()
             run_worker(spec)
         except BaseException:
@@ -224,6 +230,22 @@ def redirect_output(stdout_path: str, stderr_path: str) -> None:
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
 
 
+def set_variables(variables: dict[str, str]) -> None:
+    """Add environment variables; a value may build on what is there: `${PATH}:/opt/bin`."""
+    os.environ.update({name: os.path.expandvars(value) for name, value in variables.items()})
+
+
+def enter_environment(spec: dict[str, Any]) -> None:
+    """The worker's directory and where it imports from, for itself and for what it starts."""
+    if spec.get("cwd"):
+        os.chdir(spec["cwd"])
+    paths = spec.get("python_path") or []
+    if paths:
+        sys.path[:0] = paths
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join([*paths, before] if before else paths)
+
+
 def reseed() -> None:
     """Forked workers must not draw the same random numbers."""
     random.seed()
@@ -262,6 +284,7 @@ def main() -> NoReturn:
     """Entry point of an executed worker: `python -m miniray.runtime.zygote FD`."""
     with os.fdopen(int(sys.argv[1]), "rb") as file:
         spec = json.loads(file.read())
+    enter_environment(spec)
     run_worker(spec)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from miniray import api
 from miniray.cluster_info import amounts
+from miniray.core import environments
 
 if TYPE_CHECKING:
     from miniray._proto import common_pb2 as pb
@@ -78,7 +79,7 @@ def _actor(info: pb.ActorInfo) -> Row:
         node_id=info.address.node_id.hex() or None,
         pid=info.pid,
         ray_namespace=spec.namespace,
-        serialized_runtime_env=spec.creation_class.runtime_env or "{}",
+        serialized_runtime_env=environments.shown(spec.creation_class.runtime_env) or "{}",
         required_resources=amounts(spec.lifetime_resources),
         death_cause={"error_message": death.message, "exit_detail": death.exit_detail}
         if death.kind

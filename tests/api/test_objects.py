@@ -188,3 +188,20 @@ def test_locations():
     found = ray.experimental.get_object_locations([ref])[ref]
     assert found["node_ids"] == [ray.get_runtime_context().get_node_id()]
     assert found["object_size"] > 1_600_000
+
+
+def test_a_copied_reference_keeps_its_object(ray_shared, wait_until):
+    import copy
+
+    from miniray._testing import get_all_reference_counts
+
+    first = ray.put([1])
+    name = first.hex().encode()
+    second, third = copy.copy(first), copy.deepcopy({"nested": first})["nested"]
+    assert second == first == third and second is not first
+    wait_until(lambda: get_all_reference_counts()[name] == {"local": 3, "submitted": 0})
+    del first, third
+    wait_until(lambda: get_all_reference_counts()[name] == {"local": 1, "submitted": 0})
+    assert ray.get(second) == [1]
+    del second
+    wait_until(lambda: name not in get_all_reference_counts())

@@ -5,8 +5,17 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from miniray._proto import common_pb2 as common
 from miniray.core.node_effects import StartWorker, StopWorker
-from miniray.core.pool import ANY_JOB, IDLE, IDLE_KEEP_S, REGISTER_WITHIN_S, START_ATTEMPTS, Pool
+from miniray.core.pool import (
+    ANY_JOB,
+    IDLE,
+    IDLE_KEEP_S,
+    REGISTER_WITHIN_S,
+    START_ATTEMPTS,
+    Pool,
+    start_refusal,
+)
 
 A, B = (b"job1", ""), (b"job2", "")
 ENV = (b"job1", '{"env_vars":{"X":"1"}}')
@@ -140,3 +149,34 @@ def test_the_end_of_a_job_ends_its_workers_but_not_those_kept() -> None:
         ids.append(bench.register(bench.starts()[0])[0])
     bench.pool.job_ended(0.0, A[0], {ids[1]: None})
     assert bench.out == [StopWorker(worker_id=ids[0], force=True)]
+
+
+MADE = (b"job1", '{"pip":{"packages":["a"]},"config":{"setup_timeout_seconds":100}}')
+
+
+def test_environments_that_have_to_be_made_do_not_hold_up_other_workers() -> None:
+    bench = Bench(cpus=1)
+    for grant in range(1, 9):
+        assert bench.pool.acquire(0.0, MADE, grant) is None
+    assert len(bench.starts()) == bench.pool.start_limit
+    assert bench.pool.acquire(0.0, A, 20) is None
+    assert [start.runtime_env for start in bench.starts()] == [""]
+
+
+def test_the_time_to_make_an_environment_counts_extra() -> None:
+    bench = Bench(cpus=1)
+    bench.pool.acquire(0.0, MADE, 1)
+    bench.starts()
+    bench.pool.tick(REGISTER_WITHIN_S + 99.0)
+    assert not bench.out
+    bench.pool.tick(REGISTER_WITHIN_S + 100.0)
+    assert [type(effect) for effect in bench.out] == [StopWorker]
+
+
+def test_the_failure_of_an_environment_is_told_as_it_is() -> None:
+    last = common.Failure(kind=common.RUNTIME_ENV_FAILED, message="[Node 1.2.3.4] pip says no")
+    assert start_refusal(MADE, last) == last
+    crashed = common.Failure(kind=common.WORKER_DIED, message="signal SIGKILL")
+    secret = (b"job1", '{"env_vars":{"TOKEN":"hunter2"}}')
+    told = start_refusal(secret, crashed).message
+    assert "TOKEN" in told and "hunter2" not in told

@@ -1,0 +1,44 @@
+"""What daemons read out of a runtime environment: how long its making may take, what may be shown.
+
+An environment travels as canonical JSON (`miniray.runtime_env`), "" for none. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+SETUP_TIMEOUT_S = 600.0
+"""For an environment that does not say `config: {"setup_timeout_seconds": …}`."""
+
+NEEDS_SETUP = ("working_dir", "py_modules", "pip", "uv", "conda", "container", "image_uri")
+"""Fields for which something has to be made on the node before a worker starts."""
+
+HIDDEN = "***"
+
+
+def parse(runtime_env: str) -> dict[str, Any]:
+    """The fields; {} for none."""
+    fields: dict[str, Any] = json.loads(runtime_env) if runtime_env else {}
+    return fields
+
+
+def needs_setup(fields: dict[str, Any]) -> bool:
+    """Whether more than a process with these variables is asked for."""
+    return any(fields.get(name) for name in NEEDS_SETUP)
+
+
+def setup_limit_s(fields: dict[str, Any]) -> float:
+    """How long the making may take, in seconds; infinite where the user said -1."""
+    if not needs_setup(fields):
+        return 0.0
+    limit = (fields.get("config") or {}).get("setup_timeout_seconds", SETUP_TIMEOUT_S)
+    return float("inf") if limit == -1 else float(limit)
+
+
+def shown(runtime_env: str) -> str:
+    """The same JSON with the values of variables hidden: they may be secrets."""
+    fields = parse(runtime_env)
+    if fields.get("env_vars"):
+        fields["env_vars"] = dict.fromkeys(fields["env_vars"], HIDDEN)
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")) if fields else runtime_env
