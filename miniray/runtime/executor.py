@@ -517,6 +517,7 @@ class Executor:
     def leave(self, reason: str, flush: bool = False) -> None:
         """End this process on purpose."""
         try:
+            self.worker.say_last_words()
             sys.stdout.flush()
             sys.stderr.flush()
             with self.worker.lock:

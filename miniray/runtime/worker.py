@@ -134,6 +134,7 @@ class CoreWorker:
         self.output: LogStream | None = None        # in a driver that shows what workers print
         self.terms: dict[int, bytes] = {}  # by lease id: what the leased worker must know
         self.callbacks: deque[Callable[[], None]] = deque()
+        self.before_leaving: list[Callable[[], None]] = []
         self.closing = False
         self.default_task = b""
         self._ids: Any = None
@@ -169,6 +170,7 @@ class CoreWorker:
         global _current
         if self.closing:
             return
+        self.say_last_words()
         self.closing = True
         if self.executor is not None:
             self.executor.stop()
@@ -192,6 +194,11 @@ class CoreWorker:
             output.close()
         if _current is self:
             _current = None
+
+    def say_last_words(self) -> None:
+        """This process is about to leave on purpose: what it has to report goes out now."""
+        for report in self.before_leaving:
+            report()
 
     # ---- ids
 
