@@ -370,11 +370,12 @@ def _connect(
 ) -> RayContext:
     """Make this process a driver of `node`'s session."""
     global _context
+    from miniray.runtime import driver
     from miniray.runtime import worker as library
 
     token = node.token() if callable(node.token) else node.token
     try:
-        worker = library.connect_driver(
+        worker = driver.connect_driver(
             socket_path=node.socket, token=token, log_to_driver=log_to_driver, **job
         )
         _upload(worker, packages)

@@ -63,9 +63,9 @@ def _called(address: str, token: str) -> Iterator[Request]:
 @contextmanager
 def _attached(session: sessions.Session) -> Iterator[Request]:
     from miniray.exceptions import RayError
-    from miniray.runtime import worker
+    from miniray.runtime import driver
 
-    core = worker.connect_driver(
+    core = driver.connect_driver(
         socket_path=session.socket, token=session.token(), namespace="", runtime_env="",
         entrypoint="miniray command line", sys_path=[], metadata={}, log_to_driver=False,
     )  # fmt: skip

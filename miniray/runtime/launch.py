@@ -76,7 +76,7 @@ def start_daemon(
         os.close(write_ready)
         write_ready = -1
         if kind == "local":  # what this process will need anyway, while the daemon starts
-            from miniray.runtime import worker  # noqa: F401
+            from miniray.runtime import driver  # noqa: F401
         line = _read_line(read_ready, launcher)
         launcher.wait()
     finally:

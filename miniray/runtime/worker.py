@@ -599,47 +599,6 @@ class CoreWorker:
         return min(pause, self.log.pause())
 
 
-def connect_driver(
-    *,
-    socket_path: str,
-    token: str,
-    namespace: str = "",
-    runtime_env: str = "",
-    entrypoint: str = "",
-    sys_path: Sequence[str] = (),
-    aliases: Sequence[str] = (),
-    metadata: dict[str, str] | None = None,
-    log_to_driver: bool = True,
-) -> CoreWorker:
-    """Join a node as a driver: a new job. ConnectionError says why it was refused."""
-    global _current, _generation
-    client = RayletClient(socket_path)
-    job = gcs.JobStart(
-        entrypoint=entrypoint, namespace=namespace, runtime_env=runtime_env, metadata=metadata or {},
-        sys_path=list(sys_path), aliases=list(aliases), driver_pid=os.getpid(),
-    )  # fmt: skip
-    info, fd = client.register(wire.Register(token=token, is_driver=True, job=job))
-    if info.failure.kind or fd < 0:
-        client.close()
-        raise ConnectionError(info.failure.message or "the raylet did not hand out the store")
-    worker = CoreWorker(client, info, fd, is_driver=True)
-    _generation = _native.fork_generation()
-    _current = worker
-    worker.start()
-    if log_to_driver:
-        from miniray.runtime.log_stream import LogStream
-
-        worker.output = LogStream(worker)
-    return worker
-
-
-def worker_main(spec: dict[str, Any]) -> None:
-    """A worker process's life, from a fresh fork or exec to its end."""
-    from miniray.runtime.executor import run_worker
-
-    run_worker(spec)
-
-
 def set_current(worker: CoreWorker) -> None:
     """Make `worker` this process's own."""
     global _current, _generation

@@ -259,12 +259,12 @@ def reseed() -> None:
 
 def run_worker(spec: dict[str, Any]) -> NoReturn:
     """Decode the spec and hand over to the worker's main."""
-    from miniray.runtime.worker import worker_main
+    from miniray.runtime import executor
 
     decoded = dict(spec)
     for name in ("startup_token", "node_id", "job_id"):
         decoded[name] = bytes.fromhex(spec[name])
-    worker_main(decoded)
+    executor.run_worker(decoded)
     os._exit(0)
 
 

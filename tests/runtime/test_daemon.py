@@ -248,7 +248,7 @@ def test_forked_workers_draw_different_random_numbers(session: LocalSession) -> 
         import random, sys
         import numpy as np
         import miniray as ray
-        from miniray.runtime.worker import connect_driver
+        from miniray.runtime.driver import connect_driver
         ray.init({session.session_dir!r})
 
         @ray.remote

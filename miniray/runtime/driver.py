@@ -1,0 +1,43 @@
+"""How a program joins a node as a driver."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from miniray._proto import gcs_pb2 as gcs
+from miniray._proto import worker_pb2 as wire
+from miniray.runtime.raylet_client import RayletClient
+from miniray.runtime.worker import CoreWorker, set_current
+
+
+def connect_driver(
+    *,
+    socket_path: str,
+    token: str,
+    namespace: str = "",
+    runtime_env: str = "",
+    entrypoint: str = "",
+    sys_path: Sequence[str] = (),
+    aliases: Sequence[str] = (),
+    metadata: dict[str, str] | None = None,
+    log_to_driver: bool = True,
+) -> CoreWorker:
+    """Join a node as a driver: a new job. ConnectionError says why it was refused."""
+    client = RayletClient(socket_path)
+    job = gcs.JobStart(
+        entrypoint=entrypoint, namespace=namespace, runtime_env=runtime_env, metadata=metadata or {},
+        sys_path=list(sys_path), aliases=list(aliases), driver_pid=os.getpid(),
+    )  # fmt: skip
+    info, fd = client.register(wire.Register(token=token, is_driver=True, job=job))
+    if info.failure.kind or fd < 0:
+        client.close()
+        raise ConnectionError(info.failure.message or "the raylet did not hand out the store")
+    worker = CoreWorker(client, info, fd, is_driver=True)
+    set_current(worker)
+    worker.start()
+    if log_to_driver:
+        from miniray.runtime.log_stream import LogStream
+
+        worker.output = LogStream(worker)
+    return worker
