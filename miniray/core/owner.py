@@ -169,10 +169,9 @@ class Owner:
                 self.ownership.borrow_added(oid, remote.address)
         if again and self.retry(now, record):
             return record
-        node = remote.address[0]
         stored = False
         for entry, result in zip(record.returns, results, strict=False):
-            self.settle(now, entry, result, node)
+            self.settle(now, entry, result, remote.address)
             if result.state == STORED:
                 stored = True
         if stored and record.held is None:      # else `_done` sees to it, before it unpins
@@ -182,34 +181,38 @@ class Owner:
         self._done(now, record, FINISHED)
         return record
 
-    def settle(self, now: float, entry: ObjectEntry, result: Result, node: bytes) -> None:
-        """One object got its value (on `node` if STORED) or its error."""
+    def settle(self, now: float, entry: ObjectEntry, result: Result, source: Address) -> None:
+        """One object got its value (on the node of `source` if STORED) or its error."""
         if entry.state == FREED:
-            self._discard(entry, result, node)
+            self._discard(entry, result, source)
             return
         if result.state == STORED:
-            entry.more().locations[node] = None
+            entry.more().locations[source[0]] = None
         if result.contents:
-            self.ownership.contains(entry, self._met(result))
+            self.ownership.contains(entry, self._met(result, source))
         self.complete(now, entry, result.state, result.value, result.size)
         if entry.local <= 0 and entry.pins <= 0:
             self.ownership.consider(entry)
 
-    def _met(self, result: Result) -> list[ObjectEntry]:
+    def _met(self, result: Result, source: Address) -> list[ObjectEntry]:
         """The references inside a result: whoever returned it has entered us with their owners."""
         inner = []
         for oid, owner in result.contents:
             one = self.directory.know(oid, None if owner == self.me else owner)
             if one.owner is not None:
-                self.ownership.entered(one)
+                self.ownership.entered(one, source)
             inner.append(one)
         return inner
 
-    def _discard(self, entry: ObjectEntry, result: Result, node: bytes) -> None:
+    def introduced(self, oid: bytes, owner: Address, introducer: Address) -> None:
+        """The owner of an object has entered us as its holder by word of `introducer`."""
+        self.ownership.introduced(oid, owner, introducer, introducer in self.remotes)
+
+    def _discard(self, entry: ObjectEntry, result: Result, source: Address) -> None:
         """A task ran again for another return; nobody can reach this one any more."""
         if result.state == STORED:
-            self.out.append(Free(entry.id, [node]))
-        for one in self._met(result):
+            self.out.append(Free(entry.id, [source[0]]))
+        for one in self._met(result, source):
             self.ownership.consider(one)
 
     def complete(self, now: float, entry: ObjectEntry, state: int, value: Any, size: int = 0) -> None:

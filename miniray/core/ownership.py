@@ -16,7 +16,9 @@ count (after Ray's ownership paper, NSDI'21, simplified by FIFO channels):
 The books count: a process may be entered several times (each value it is sent counts once). It
 gives all but one back at once (`entered`), and the last when it lets go. A dead borrower is
 struck out; so that the owner hears of its death, each is watched (whoever was *introduced* has no
-channel to its owner). Pure. Effects: `Free`, `BorrowAdd`, `BorrowDrop`, `Watch`.
+channel to its owner). Whoever enters somebody may die before its value gets there; so the owner
+tells the one that was entered, who gives back what never came (`introduced`). Pure. Effects:
+`Free`, `BorrowAdd`, `BorrowDrop`, `Watch`.
 """
 
 from __future__ import annotations
@@ -75,6 +77,9 @@ class Ownership:
         self._told: dict[tuple[bytes, Address], deque[tuple[Address, list[Any]]]] = {}
         """(object, borrower) -> (owner, what waits for its answer), in the order of our messages."""
         self.by_borrower: dict[Address, dict[bytes, None]] = {}
+        self._introduced: dict[tuple[Address, bytes], tuple[Address, int]] = {}
+        """(introducer, object) -> its owner, and how many entries more that owner has made for us
+        by word of the introducer than values with the object have come from there."""
         self._dropping: list[list[ObjectEntry]] = []
         self.token_freed: Any = None
         """Called with `rare.stands_for` when an object that stands for something else is freed."""
@@ -187,13 +192,38 @@ class Ownership:
                 kept.append(entry.id)
         return kept
 
-    def entered(self, entry: ObjectEntry) -> None:
-        """Whoever sent us a value with this reference inside has entered us with its owner."""
+    def entered(self, entry: ObjectEntry, introducer: Address) -> None:
+        """`introducer` sent us a value with this reference inside: it has entered us with its owner."""
         assert entry.owner is not None
         rare = entry.more()
         if rare.registered:     # now we are in the books twice, but will let go only once
             self.out.append(BorrowDrop(entry.owner, entry.id))
         rare.registered = True
+        if entry.owner != introducer:
+            self._count_introduction(introducer, entry.id, entry.owner, -1)
+
+    def introduced(self, oid: bytes, owner: Address, introducer: Address, alive: bool) -> None:
+        """`owner` has entered us by word of `introducer`, whose value may have come already.
+
+        If the introducer has died (`alive` False) and its value has not come, it never will.
+        """
+        self._count_introduction(introducer, oid, owner, 1)
+        if not alive:
+            self._give_back(introducer)
+
+    def _count_introduction(self, introducer: Address, oid: bytes, owner: Address, step: int) -> None:
+        key = (introducer, oid)
+        count = self._introduced.get(key, (owner, 0))[1] + step
+        if count:
+            self._introduced[key] = (owner, count)
+        else:
+            del self._introduced[key]
+
+    def _give_back(self, introducer: Address) -> None:
+        for key, (owner, count) in list(self._introduced.items()):
+            if key[0] == introducer and count > 0:
+                del self._introduced[key]
+                self.out.extend(BorrowDrop(owner, key[1]) for _ in range(count))
 
     def introduce(self, entry: ObjectEntry, borrower: Address, then: Any) -> bool:
         """Enter `borrower` with the object's owner; True if that is done already.
@@ -281,6 +311,8 @@ class Ownership:
             if entry is not None and entry.rare is not None:
                 entry.rare.borrowers.pop(address, None)
                 self.consider(entry)
+        self._give_back(address)
+        self._introduced = {key: one for key, one in self._introduced.items() if one[0] != address}
         released: list[Any] = []
         for key, told in list(self._told.items()):
             if told[0][0] == address:       # an object has one owner
@@ -301,5 +333,7 @@ class Ownership:
             if rare is not None:
                 for borrower, count in rare.borrowers.items():
                     assert count > 0 and oid in self.by_borrower.get(borrower, ()), oid.hex()
+        for introduction, (_, count) in self._introduced.items():
+            assert count, introduction
         for key, waiting in self.awaiting.items():
             assert any(ticket is waiting for _, ticket in self._told.get(key, ())), key[0].hex()

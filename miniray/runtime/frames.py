@@ -28,8 +28,8 @@ from miniray.core.owner import Result
 
 (
     PUSH, REPLY_ONE, REPLY, FUNCTION, CANCEL, BOUNCE, ASK, ANSWER,
-    BORROW_ADD, BORROW_ACK, BORROW_DROP, STREAM_ITEM, STREAM_ACK, LOST, LEASE,
-) = range(1, 16)  # fmt: skip
+    BORROW_ADD, BORROW_ACK, BORROW_DROP, STREAM_ITEM, STREAM_ACK, LOST, LEASE, INTRODUCED,
+) = range(1, 17)  # fmt: skip
 
 HAS_SLOTS = 1
 """PUSH flag: a slot table precedes the payload."""

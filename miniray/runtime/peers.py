@@ -59,6 +59,7 @@ class Peers:
             frames.STREAM_ACK: self._stream_acknowledged,
             frames.LOST: self._lost,
             frames.LEASE: self._leased,
+            frames.INTRODUCED: self._introduced,
         }
 
     # ---- connections
@@ -239,6 +240,13 @@ class Peers:
         assert borrower is not None
         known = self._worker.owner.ownership.borrow_added(oid, borrower)
         self.send(peer.address, frames.pack_object(frames.BORROW_ACK, oid, borrower, int(known)))
+        if borrower != peer.address:
+            self.send(borrower, frames.pack_object(frames.INTRODUCED, oid, peer.address))
+
+    def _introduced(self, peer: Peer, frame: bytes, now: float) -> None:
+        oid, introducer, _ = frames.unpack_object(frame)
+        assert introducer is not None
+        self._worker.owner.introduced(oid, peer.address, introducer)
 
     def _borrow_acknowledged(self, peer: Peer, frame: bytes, now: float) -> None:
         oid, borrower, _ = frames.unpack_object(frame)

@@ -52,7 +52,7 @@ class Stream:
         entry.task = self.record
         self.refs[index] = self.worker.new_ref(entry)
         self.arrived = index + 1
-        self.worker.owner.settle(now, entry, result, address[0])
+        self.worker.owner.settle(now, entry, result, address)
         self._tell()
 
     def ended(self, results: list[Result]) -> None:

@@ -99,9 +99,9 @@ class Rig:
         entry = self._name(name, self.owner.directory.own(oid))
         entry.local = 1
         if node:
-            self.owner.settle(self.now, entry, Result(STORED, None, 1000), node)
+            self.owner.settle(self.now, entry, Result(STORED, None, 1000), (node, W1[1]))
         else:
-            self.owner.settle(self.now, entry, Result(INLINE, value, 1), ME[0])
+            self.owner.settle(self.now, entry, Result(INLINE, value, 1), ME)
         return entry
 
     def borrowed(self, name: str, owner: Address) -> ObjectEntry:

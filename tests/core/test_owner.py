@@ -333,7 +333,7 @@ def test_lineage_goes_with_the_last_object_that_needs_it() -> None:
 def test_a_borrowed_argument_that_was_let_go_cannot_be_made_here() -> None:
     rig = Rig()
     entry = rig.borrowed("b", W2)
-    rig.owner.settle(rig.now, entry, stored(), W2[0])
+    rig.owner.settle(rig.now, entry, stored(), W2)
     stored_task(rig, "a", "b")
     rig.drop("b")
     assert why_not_rebuilt(rig, "a") == "BORROWED"

@@ -302,6 +302,62 @@ def test_every_introduction_is_told_and_answered_by_itself() -> None:
     assert rig.owner.ownership.borrow_acknowledged(entry.id, W2) == ["second"]
 
 
+def introduced(rig: Rig, oid: bytes, owner: tuple[bytes, bytes], by: tuple[bytes, bytes]) -> None:
+    rig.owner.introduced(oid, owner, by)
+    rig.owner.check()
+
+
+def test_an_introduction_and_its_value_may_come_in_either_order() -> None:
+    for told_first in (True, False):
+        rig = Rig()
+        running(rig, "t")
+        oid = rig.borrowed("x", W2).id
+        rig.entries["x"].local = 0
+        if told_first:
+            introduced(rig, oid, W2, by=W1)
+        rig.reply("t", inline(contents=((oid, W2),)))
+        if not told_first:
+            introduced(rig, oid, W2, by=W1)
+        rig.effects()
+        rig.dies(W1)
+        assert rig.effects() == [], "the value has come: it holds the object"
+        rig.drop("t")
+        assert rig.effects() == ["tell w2 we dropped x"]
+
+
+def test_an_introduction_whose_value_died_with_its_sender_is_given_back() -> None:
+    rig = Rig()
+    running(rig, "t")
+    oid = rig.borrowed("x", W2).id
+    introduced(rig, oid, W2, by=W1)
+    assert rig.effects() == []
+    rig.dies(W1)
+    assert "tell w2 we dropped x" in rig.effects()
+
+
+def test_an_introduction_that_is_told_after_the_death_of_the_sender_is_given_back() -> None:
+    rig = Rig()
+    running(rig, "t")
+    oid = rig.borrowed("x", W2).id
+    rig.dies(W1)
+    rig.effects()
+    introduced(rig, oid, W2, by=W1)
+    assert rig.effects() == ["tell w2 we dropped x"]
+
+
+def test_a_value_told_of_late_keeps_its_entry_though_its_sender_has_died() -> None:
+    rig = Rig()
+    running(rig, "t")
+    oid = rig.borrowed("x", W2).id
+    rig.reply("t", inline(contents=((oid, W2),)))
+    rig.dies(W1)
+    rig.effects()
+    introduced(rig, oid, W2, by=W1)
+    assert rig.effects() == []
+    rig.dies(W2)
+    rig.owner.check()
+
+
 def test_nobody_is_introduced_to_itself() -> None:
     rig = Rig()
     theirs, ours = rig.borrowed("theirs", W1), rig.put("ours")

@@ -205,6 +205,11 @@ class Peers:
         if not known:
             self._worker.cluster.oracle.borrow_refused(self._worker, oid, borrower)
         self.send(peer.address, ("ack", oid, borrower))
+        if borrower != peer.address:
+            self.send(borrower, ("introduced", oid, peer.address))
+
+    def _introduced(self, peer: Peer, oid: bytes, introducer: Address) -> None:
+        self._worker.owner.introduced(oid, peer.address, introducer)
 
     def _borrow_acknowledged(self, peer: Peer, oid: bytes, borrower: Address) -> None:
         for then in self._worker.owner.ownership.borrow_acknowledged(oid, borrower):
@@ -228,5 +233,6 @@ def slot_of(entry: ObjectEntry, me: Address) -> tuple[Any, ...]:
 _HANDLERS: dict[str, Any] = {
     "push": Peers._pushed, "reply": Peers._replied, "cancel": Peers._cancel, "bounce": Peers._bounced,
     "ask": Peers._asked, "answer": Peers._answered, "add": Peers._borrow_added,
-    "ack": Peers._borrow_acknowledged, "drop": Peers._borrow_dropped, "lost": Peers._lost,
+    "introduced": Peers._introduced, "ack": Peers._borrow_acknowledged, "drop": Peers._borrow_dropped,
+    "lost": Peers._lost,
 }  # fmt: skip
