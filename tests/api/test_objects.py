@@ -81,7 +81,7 @@ def test_wait_times_out():
     ref = later.remote(5)
     start = time.monotonic()
     assert ray.wait([ref], timeout=0.1) == ([], [ref])
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 4
     ray.cancel(ref)
 
 

@@ -241,8 +241,8 @@ def test_init_and_shutdown_are_quick():
     start = time.monotonic()
     with ray.init(num_cpus=1):
         ready = time.monotonic()
-    assert ready - start < 5
-    assert time.monotonic() - ready < 2
+    assert ready - start < 30
+    assert time.monotonic() - ready < 15
 
 
 def test_sigterm_ends_a_driver_in_order():

@@ -159,12 +159,12 @@ def test_crashed_worker_without_retries_is_an_error():
 
 
 def test_get_times_out_and_says_what_is_missing():
-    ref = sleep.remote(1.0)
+    ref = sleep.remote(3.0)
     start = time.monotonic()
     with pytest.raises(ray.exceptions.GetTimeoutError, match=ref.hex()):
         ray.get(ref, timeout=0.1)
-    assert time.monotonic() - start < 0.9
-    assert get(ref) == 1.0
+    assert time.monotonic() - start < 2.9
+    assert get(ref) == 3.0
 
 
 def test_infeasible_task_is_explained():

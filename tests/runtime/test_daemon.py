@@ -97,8 +97,8 @@ def test_a_session_serves_leases_and_ends_in_order() -> None:
     assert alive(grant.worker_pid)
     members = [session.pid, *agent.descendants_of(session.pid)]
     began = time.monotonic()
-    session.end()
-    assert time.monotonic() - began < 2.0
+    session.end(within_s=30.0)
+    assert time.monotonic() - began < 30.0, "it ended by itself"
     driver.close()
     assert not [pid for pid in members if alive(pid)] and not os.path.exists(session.session_dir)
 
