@@ -14,6 +14,9 @@ from miniray.util import scheduling_strategies as strategies
 if TYPE_CHECKING:
     from miniray._proto.common_pb2 import LabelMatch
 
+RESERVED = "ray.io/"
+"""Labels that nodes give themselves."""
+
 _NAME = r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
 _SELECTOR = re.compile(rf"!?in\(({_NAME})(, ?{_NAME})*\)|!?{_NAME}")
 _SHAPE = (
@@ -33,6 +36,18 @@ def key_error(key: str) -> str | None:
     if not re.fullmatch(_NAME, name):
         return f"Invalid label key name `{name}`. Name {_SHAPE}"
     return None
+
+
+def pair_error(key: str, value: Any) -> str | None:
+    """What is wrong with a label that a node is to have, or None."""
+    if not isinstance(value, str):
+        return f"The value of label `{key}` must be a string, got {value!r} of type {type(value)}."
+    if key.startswith(RESERVED):
+        return f"The label key `{key}` begins with `{RESERVED}`, which is reserved."
+    wrong = key_error(key)
+    if wrong is None and value and not re.fullmatch(_NAME, value):
+        wrong = f"Invalid label value `{value}`. Value {_SHAPE}"
+    return wrong
 
 
 def selector_error(selector: Mapping[str, str] | None) -> str | None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import click
 
-from miniray import config
+from miniray import config, labels
 from miniray.runtime import sessions
 from miniray.runtime.daemon import HeadOptions, NodeOptions
 
@@ -42,6 +42,27 @@ def json_map(kind: Callable[[Any], Any]) -> Callable[[str], dict[str, Any]]:
     return convert
 
 
+def label_map(text: str) -> dict[str, str]:
+    """Converts '{"zone": "a"}' or zone=a,disk=ssd to labels; quotes around the whole are taken off."""
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1]
+    try:
+        if text.startswith("{"):
+            found = json.loads(text)
+        else:
+            found = dict(pair.split("=", 1) for pair in text.split(",") if pair)
+    except ValueError as error:
+        raise click.BadParameter(
+            f"Label string is not a key-value pair. {text!r} is neither a JSON object nor "
+            f"KEY=VALUE,KEY=VALUE: {error}"
+        ) from error
+    wrong = next((problem for pair in found.items() if (problem := labels.pair_error(*pair))), None)
+    if wrong:
+        raise click.BadParameter(f"Label string is not a key-value pair. {wrong}")
+    return {str(key): value for key, value in found.items()}
+
+
 HEAD = (
     click.option("--port", default=DEFAULT_PORT, show_default=True, help="TCP port of the head; 0: any."),
     click.option("--storage", metavar="URL", help="Where the head's tables live: a path."),
@@ -62,7 +83,7 @@ NODE = (
     click.option("--num-gpus", type=float, help="GPUs offered (default: those found)."),
     click.option("--memory", type=int, metavar="BYTES", help="Memory offered to tasks that ask for it."),
     click.option("--resources", type=json_map(float), metavar="MAP", help="e.g. special=2, or as JSON."),
-    click.option("--labels", type=json_map(str), metavar="MAP", help="e.g. zone=a,disk=ssd."),
+    click.option("--labels", type=label_map, metavar="MAP", help="e.g. zone=a,disk=ssd."),
     click.option("--object-store-memory", type=int, metavar="BYTES", help="Size of the object store."),
     click.option("--node-name", help="A name for people."),
 )

@@ -8,6 +8,7 @@ import click
 
 from miniray.commands import tables
 from miniray.commands.cluster_client import connect
+from miniray.options import UNIT
 
 ADDRESS = click.option("--address", metavar="HOST:PORT", help="Which cluster; default: the one running here.")
 STATES = ("alive", "draining", "dead")
@@ -35,8 +36,9 @@ def status(address: str | None) -> None:
     if reply.demand:
         click.echo("\nWaiting")
         for demand in reply.demand:
-            because = f": {demand.reason}" if demand.reason else ""
-            click.echo(f"  {demand.count} x {tables.resources(demand.resources.amounts)}{because}")
+            shape = {name: value / UNIT for name, value in sorted(demand.resources.amounts.items())}
+            because = f" ({demand.reason})" if demand.reason else ""
+            click.echo(f" {shape}: {demand.count}+ pending tasks/actors{because}")
 
 
 def rows(nodes: Any) -> list[tuple[object, ...]]:

@@ -122,7 +122,8 @@ class Actors:
         elif request.graceful:
             self._end_gently(now, record, "ended by request")
         else:
-            self._end_now(now, record, failure(pb.ACTOR_DIED, "the actor was killed by kill()"))
+            text = "the actor is dead because it was killed by `ray.kill`"
+            self._end_now(now, record, failure(pb.ACTOR_DIED, text))
 
     def handle_gone(self, now: float, actor_id: bytes) -> None:
         """Nobody can call the actor any more: it may finish what it has, then it ends."""
@@ -236,9 +237,10 @@ class Actors:
     def group_removed(self, now: float, pg_id: bytes) -> None:
         """Actors bound to the placement group end with it."""
         for actor_id in self.registry.by_group.of(pg_id):
-            text = f"its placement group {short(pg_id)} was removed"
-            cause = failure(pb.PLACEMENT_GROUP_REMOVED, text)
-            self._end_now(now, self.registry.records[actor_id], cause)
+            record = self.registry.records[actor_id]
+            has_lived = record.info.state in (pb.ALIVE, pb.RESTARTING)
+            kind = pb.ACTOR_DIED if has_lived else pb.PLACEMENT_GROUP_REMOVED
+            self._end_now(now, record, failure(kind, f"its placement group {short(pg_id)} was removed"))
 
     def _hopeless(self, now: float, record: ActorRecord, reason: str) -> None:
         self._die(now, record, failure(pb.ACTOR_UNSCHEDULABLE, f"the actor can never be placed: {reason}"))
@@ -261,7 +263,7 @@ class Actors:
         kill = gcs.KillWorker(
             worker_id=record.info.address.worker_id,
             graceful=is_final,
-            reason="the actor is not needed any more" if is_final else "killed by kill()",
+            reason="the actor is not needed any more" if is_final else "killed by `ray.kill`",
         )
         self._desk.send(record.node_id, gcs.NodeMessage(kill_worker=kill))
 

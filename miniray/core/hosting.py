@@ -127,6 +127,7 @@ class Hosting:
             base = resources.base_name(name)
             keep[name] = amount if base == "bundle" else min(amount, lifetime.get(base, 0))
         self.leases.resources.reduce(allocation, keep)
+        self.leases.grants[hosted.grant_id].keeps = True
 
     def _created(self, hosted: Hosted, failure: common.Failure | None) -> None:
         worker = self.pool.workers.get(hosted.worker_id)

@@ -11,7 +11,8 @@ Queues are served in the order of `core.shares`, which also says when a lease is
 queue whose head has waited `STARVE_S` keeps later queues from taking what it waits for.
 
 A *grant* is a lease or an actor's place (`core.hosting`): resources first, then a worker.
-A blocked worker lends its CPUs; they are taken back when it wakes, overdrawing if need be.
+A blocked task's worker lends its CPUs; they are taken back when it wakes, overdrawing if need be.
+Actors keep theirs once their constructor has run.
 
 Pure; runs inside `core.node.Node`.
 """
@@ -55,6 +56,8 @@ class Grant:
     announced: bool = False
     """Its holder knows of the worker, or the actor's worker of the actor."""
     revoked: bool = False
+    keeps: bool = False
+    """An actor's, for as long as it lives: it lends nothing while it waits."""
 
     @property
     def worker_key(self) -> tuple[bytes, str]:
@@ -271,7 +274,7 @@ class Leases:
     def blocked(self, now: float, worker: Worker, is_blocked: bool) -> None:
         """A worker waits in `get`, or runs again."""
         grant = self.grants.get(worker.grant_id)
-        if grant is None or worker.blocked == is_blocked:
+        if grant is None or grant.keeps or worker.blocked == is_blocked:
             return
         worker.blocked = is_blocked
         if is_blocked:

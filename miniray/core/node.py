@@ -88,6 +88,7 @@ class Node:
         """CreateActor and BundleRequest messages of this epoch: what `available` reflects."""
         self.accepted = False
         self.head_heard_at = 0.0
+        self.store_bytes_used = 0
         self.drain_at: float | None = None
         self.drain_reason = ""
         self.leaving = False
@@ -321,7 +322,8 @@ class Node:
         self.memory.store_surveyed(now, survey)
 
     def store_used(self, used: int) -> None:
-        """How many bytes of the store are taken, from time to time."""
+        """How many bytes of the store are taken, from time to time: heartbeats tell."""
+        self.store_bytes_used = used
         self.memory.usage_seen(used)
 
     def memory_measured(self, now: float, used: int, total: int, limit: float,
@@ -391,9 +393,17 @@ class Node:
         demand = [gcs_pb2.Demand(resources=resources.to_map(shape), count=count, reason=reason)
                   for shape, count, reason in self.requests.demand_summary()]
         self.tell_head(heartbeat=gcs_pb2.Heartbeat(
-            version=self.resources.version, available=resources.to_map(self.resources.available),
+            version=self.resources.version, available=self._available(),
             total=resources.to_map(self.resources.total), demand=demand, state=self.info.state,
             placements_seen=self.placements_seen))
+
+    def _available(self) -> common.ResourceMap:
+        """What is free, with the store's room as it is rather than as a resource to be asked for."""
+        free = resources.to_map(self.resources.available)
+        name = resources.OBJECT_STORE_MEMORY
+        if name in free.amounts:
+            free.amounts[name] = max(0, free.amounts[name] - self.store_bytes_used * resources.UNIT)
+        return free
 
     # ---- people and tests ----
 

@@ -210,20 +210,22 @@ def _bound(demand: Mapping[str, int], pg_hex: str, index: int) -> Resources:
 
 
 def bundle_bindings(demand: Mapping[str, int], total: Mapping[str, int]) -> list[Resources] | None:
-    """The ways to bind an any-bundle demand on a node with these totals, lowest index first.
+    """The ways to bind an any-bundle demand on a node with these totals, best first: bundles that have
+    least of what is not asked for (a GPU, say), then the lowest index.
 
     None when the demand is not of that kind and is to be taken as it is.
     """
     pg_hex = _any_bundle_group(demand)
     if pg_hex is None:
         return None
-    indices = []
+    asked = {base_name(name) for name in demand}
+    unasked: dict[int, int] = {}
     for name in total:
-        if name.startswith(_MARKER + _GROUP) and name.endswith("_" + pg_hex):
+        if name.endswith("_" + pg_hex) and _GROUP in name:
             found = group_of(name)
             if found is not None and found[0] == pg_hex and found[1] >= 0:
-                indices.append(found[1])
-    return [_bound(demand, pg_hex, index) for index in sorted(indices)]
+                unasked[found[1]] = unasked.get(found[1], 0) + (base_name(name) not in asked | {_MARKER})
+    return [_bound(demand, pg_hex, index) for index in sorted(unasked, key=lambda i: (unasked[i], i))]
 
 
 # ---- one node's pool -----------------------------------------------------------------------

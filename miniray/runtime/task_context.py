@@ -6,12 +6,15 @@ reads it for parents of tasks, runtime contexts and to know that a waiting threa
 
 from __future__ import annotations
 
+import inspect
 import os
 import pickle
+import sys
 from contextvars import ContextVar
 from typing import Any
 
 from miniray._proto import worker_pb2 as wire
+from miniray.core.resources import UNIT
 from miniray.runtime import values
 
 CURRENT: ContextVar[TaskContext | None] = ContextVar("miniray_task", default=None)
@@ -36,13 +39,30 @@ class Assignment:
         self.runtime_env: str = kind.runtime_env
 
     def show_devices(self) -> None:
-        """CUDA sees the GPUs that were assigned, and no others (as in Ray, unless told not to)."""
+        """Libraries see what was assigned: as many threads as CPUs, and the GPUs, as in Ray."""
+        limit_threads(max(1, self.resources.get("CPU", 0) // UNIT))
         if os.environ.get("MINIRAY_NOSET_CUDA_VISIBLE_DEVICES") or os.environ.get(
             "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
         ):
             return
         gpus = [str(index) for name, index, _ in self.slots if name == "GPU"]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+
+
+_threads_shown = ""
+"""What `limit_threads` has set; another value of OMP_NUM_THREADS is the user's."""
+
+
+def limit_threads(count: int) -> None:
+    """Numeric libraries start so many threads, unless the user has said how many."""
+    global _threads_shown
+    text = str(count)
+    if text == _threads_shown or os.environ.get("OMP_NUM_THREADS", _threads_shown) != _threads_shown:
+        return
+    os.environ["OMP_NUM_THREADS"] = _threads_shown = text
+    torch = sys.modules.get("torch")
+    if torch is not None:  # it has read the variable already
+        torch.set_num_threads(count)
 
 
 NO_LEASE = Assignment(wire.LeaseTerms())
@@ -116,4 +136,7 @@ def bound_method(instance: Any, name: str) -> Any:
             raise ExitActor
 
         return terminate
-    return getattr(instance, name)
+    # On the class: an attribute of the instance may have the method's name.
+    method = inspect.getattr_static(type(instance), name, None)
+    bind = getattr(method, "__get__", None)
+    return bind(instance, type(instance)) if bind is not None else getattr(instance, name)

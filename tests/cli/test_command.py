@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from miniray.cli import COMMANDS, cli, load
 from miniray.commands import tables
-from miniray.commands.options import json_map
+from miniray.commands.options import json_map, label_map
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,3 +78,16 @@ def test_amounts_are_written_as_people_write_them() -> None:
     )
     assert tables.duration(0.25) == "0.25 s"
     assert tables.duration(600) == "10 min"
+
+
+@pytest.mark.parametrize(
+    "text", ['{"gpu": "A100", "zone": "b"}', "gpu=A100,zone=b", '"gpu=A100,zone=b"', "'gpu=A100,zone=b'"]
+)
+def test_labels_in_every_form(text):
+    assert label_map(text) == {"gpu": "A100", "zone": "b"}
+
+
+@pytest.mark.parametrize("text", ["xxx", '{"gpu": 1}', '{"ray.io/node-id": "1"}', "a=b c", "-a=b", "{"])
+def test_wrong_labels_are_refused(text):
+    with pytest.raises(click.BadParameter, match="Label string is not a key-value pair"):
+        label_map(text)

@@ -551,3 +551,24 @@ def test_the_same_stimuli_give_the_same_effects() -> None:
         return [repr(effect) for effect in rig.sent]
 
     assert run() == run()
+
+
+def test_an_actor_keeps_its_cpu_while_it_waits() -> None:
+    rig = Rig(CPU=1)
+    rig.driver()
+    rig.boot_all()
+    worker_id = ready_actor(rig, CPU=1)
+    assert cpu_free(rig) == 0
+    rig.say(worker_id, blocked=worker_pb2.WorkerBlocked(blocked=True))
+    assert cpu_free(rig) == 0, "tasks lend, actors do not"
+    rig.say(worker_id, blocked=worker_pb2.WorkerBlocked(blocked=False))
+    assert cpu_free(rig) == 0
+
+
+def test_heartbeats_tell_the_stores_room_as_it_is() -> None:
+    rig = Rig(CPU=1, object_store_memory=1000)
+    rig.node.store_used(300)
+    rig.advance(2.0)
+    beat = rig.to(HEAD, "heartbeat")[-1]
+    assert beat.available.amounts["object_store_memory"] == 700 * UNIT
+    assert beat.total.amounts["object_store_memory"] == 1000 * UNIT

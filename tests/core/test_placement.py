@@ -177,8 +177,9 @@ def test_actors_in_a_group_wait_for_it_and_end_with_it(world: World) -> None:
     full = world.spec(2, strategy=pb.SchedulingStrategy(bundle=bundle), needs={"CPU": 2})
     assert "waiting for CPU in bundle 0" in world.register(full).actor.pending_reason
     world.ask(group_remove=gcs.GroupRemove(placement_group_id=group_id(1)))
-    for actor in (spec, full):
-        assert world.actor(actor.actor_id).death.kind == pb.PLACEMENT_GROUP_REMOVED
+    ended = [world.actor(actor.actor_id).death for actor in (spec, full)]
+    assert [death.kind for death in ended] == [pb.ACTOR_DIED, pb.PLACEMENT_GROUP_REMOVED], "one has lived"
+    assert all("placement group" in death.message for death in ended)
     late = world.register(world.spec(3, strategy=pb.SchedulingStrategy(bundle=bundle)))
     assert late.failure.kind == pb.PLACEMENT_GROUP_REMOVED
 

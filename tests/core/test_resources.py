@@ -176,3 +176,15 @@ def test_an_actor_in_any_bundle_keeps_its_lifetime_share_of_that_bundle() -> Non
 def test_amounts_are_rendered_for_people() -> None:
     text = res.render({"memory": 3 * 2**30 * UNIT, "CPU": 4 * UNIT, "GPU": UNIT // 2})
     assert text == "{CPU: 4, GPU: 0.5, memory: 3 GiB}"
+
+
+def test_an_open_demand_leaves_the_gpu_bundle_to_those_who_need_it() -> None:
+    node = pool(CPU=3, GPU=1)
+    for index, amounts in enumerate(({"CPU": 1, "GPU": 1}, {"CPU": 1}, {"CPU": 1})):
+        node.open_bundle(GROUP, index, node.acquire(res.from_floats(amounts)))
+    plain = res.bundle_demand(demand(CPU=1), GROUP, -1)
+    taken = [res.bundle_of(node.acquire(plain).amounts) for _ in range(2)]
+    assert taken == [res.group_name("bundle", GROUP, index) for index in (1, 2)]
+    trainer = node.acquire(res.bundle_demand(demand(CPU=1, GPU=1), GROUP, -1))
+    assert trainer is not None and res.bundle_of(trainer.amounts) == res.group_name("bundle", GROUP, 0)
+    node.check()
