@@ -4,9 +4,12 @@ Names are imported when they are first used, so that daemons, which import submo
 nothing of the API.
 """
 
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+TYPE_CHECKING = False  # typing's, without its import: `init` starts a daemon before it loads anything
 if TYPE_CHECKING:
+    from typing import Any
+
     from miniray import actor, exceptions, util
     from miniray.actor import ActorHandle, method
     from miniray.api import cancel, get, get_actor, get_gpu_ids, is_initialized, kill, put, wait

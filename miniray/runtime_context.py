@@ -205,9 +205,9 @@ class RuntimeContext:
     @property
     def gcs_address(self) -> str:
         """HOST:PORT of the head; the session directory of a local session."""
-        from miniray import session
+        from miniray import session_context
 
-        return session.address_of(self.worker)
+        return session_context.address_of(self.worker)
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """Resource → ids of the devices assigned here."""

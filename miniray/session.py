@@ -12,73 +12,28 @@ One session per process at a time; a lock makes `init` and `shutdown` exclude ea
 from __future__ import annotations
 
 import atexit
-import json
-import logging
 import os
-import signal
 import sys
-import threading
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from _thread import RLock
 
-from miniray import api, config
-from miniray.options import UNIT
+from miniray.runtime.launch import Launch, LocalSession
 
+TYPE_CHECKING = False  # typing's, without its import: what is loaded here delays the daemon
 if TYPE_CHECKING:
-    from miniray.runtime.launch import LocalSession
-    from miniray.runtime.worker import CoreWorker
+    import logging
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
     from miniray.runtime_env.packages import Package
+    from miniray.session_context import RayContext
 
-logger = logging.getLogger("miniray")
-
-_lock = threading.RLock()
+_lock = RLock()
 _daemon: LocalSession | None = None
 """The daemon that this process started for itself."""
 _daemon_owner = 0
 _context: RayContext | None = None
 
 LOG_FORMAT = "%(asctime)s\t%(levelname)s %(filename)s:%(lineno)s -- %(message)s"
-
-
-class RayContext(Mapping[str, Any]):
-    """What `init` returns. `address_info` says where the session is; leaving the context ends it."""
-
-    def __init__(self, address_info: dict[str, Any]) -> None:
-        from miniray import __version__
-
-        self.address_info = address_info
-        self.dashboard_url: str | None = None
-        self.python_version = ".".join(str(part) for part in sys.version_info[:3])
-        self.ray_version = __version__
-        self.ray_commit = ""
-
-    def __getitem__(self, key: str) -> Any:
-        warnings.warn(
-            f'Accessing values through ctx["{key}"] is deprecated. Use ctx.address_info["{key}"] instead.',
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return self.address_info[key]
-
-    def __len__(self) -> int:
-        return len(self.address_info)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.address_info)
-
-    def __enter__(self) -> RayContext:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        shutdown()
-
-    def disconnect(self) -> None:
-        """End the session, as leaving the context does."""
-        shutdown()
-
-    def __repr__(self) -> str:
-        return f"RayContext({self.address_info.get('address')!r})"
 
 
 def init(
@@ -96,7 +51,7 @@ def init(
     runtime_env: Mapping[str, Any] | None = None,
     job_config: Any = None,
     configure_logging: bool = True,
-    logging_level: int | str = logging.INFO,
+    logging_level: int | str = "INFO",
     logging_format: str | None = None,
     logging_config: Any = None,
     log_to_driver: bool | None = None,
@@ -133,7 +88,18 @@ def init(
     unknown = [name for name in kwargs if not name.startswith("_") and name not in _ACCEPTED]
     if unknown:
         raise RuntimeError(f"Unknown keyword argument(s): {', '.join(unknown)}")
-    with _lock:
+    offered = {
+        "num_cpus": num_workers if num_cpus is None else num_cpus,
+        "num_gpus": num_gpus,
+        "resources": resources,
+        "labels": labels,
+        "object_store_memory": object_store_memory,
+    }
+    with _lock, Launch("local") as launch:
+        if _is_foreseeable(address):
+            launch.start()
+        from miniray import addresses, api, config, driver_job
+
         if api.is_initialized():
             return _again(ignore_reinit_error)
         _forget_fork()
@@ -141,23 +107,11 @@ def init(
             _configure_logging(logging_level, logging_format)
         if namespace is not None:
             api.check_namespace(namespace)
-        job, packages = _job(namespace, runtime_env, job_config)
-        offered = {
-            "num_cpus": num_workers if num_cpus is None else num_cpus,
-            "num_gpus": num_gpus,
-            "resources": resources,
-            "labels": labels,
-            "object_store_memory": object_store_memory,
-        }
+        job, packages = driver_job.describe(namespace, runtime_env, job_config)
         _exit_on_sigterm()
-        where = _address(address)
         given = [name for name, value in offered.items() if value is not None]
-        if where is None and address is None and not given:
-            where = _running_cluster()
-        if where is None:
-            node = _start(offered, kwargs, preload)
-        else:
-            node = _find(where, given)
+        where = addresses.resolve(address, given)
+        node = _start(launch, offered, kwargs, preload) if where is None else addresses.find(where, given)
         log = config.get("log_to_driver") if log_to_driver is None else log_to_driver
         return _connect(node, job, packages, log)
 
@@ -165,18 +119,43 @@ def init(
 _ACCEPTED = frozenset({"object_spilling_directory", "dashboard_agent_listen_port", "storage"})
 
 
+def _is_foreseeable(address: str | None) -> bool:
+    """True when this `init` will start a daemon, as far as can be said before anything is imported.
+
+    The daemon's imports then run beside this process's. When all is imported there is nothing to win.
+    """
+    if "miniray.runtime.worker" in sys.modules:
+        return False
+    return address == "local" or (address is None and not os.environ.keys() & _ADDRESSES)
+
+
+_ADDRESSES = {"MINIRAY_ADDRESS", "RAY_ADDRESS"}
+
+
 def _again(ignore: bool) -> RayContext:
     """`init` in a process that has a session."""
+    from miniray import api
+    from miniray.session_context import RayContext, address_info
+
     if not ignore:
         raise RuntimeError(
             "Maybe you called ray.init twice by accident? This error can be suppressed by passing in "
             "'ignore_reinit_error=True' or by calling 'ray.shutdown()' prior to 'ray.init()'."
         )
-    logger.info("Calling ray.init() again after it has already been called.")
-    return _context if _context is not None else RayContext(_address_info(api.connected_worker(), ""))
+    _logger().info("Calling ray.init() again after it has already been called.")
+    return _context if _context is not None else RayContext(address_info(api.connected_worker(), ""))
+
+
+def _logger() -> logging.Logger:
+    import logging
+
+    return logging.getLogger("miniray")
 
 
 def _configure_logging(level: int | str, text_format: str | None) -> None:
+    import logging
+
+    logger = _logger()
     if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter(text_format or LOG_FORMAT))
@@ -185,87 +164,19 @@ def _configure_logging(level: int | str, text_format: str | None) -> None:
     logger.setLevel(level.upper() if isinstance(level, str) else level)
 
 
-def _address(address: str | None) -> str | None:
-    """Where to attach; None for a new local session."""
-    if address in (None, "auto"):
-        address = config.get("address") or address
-    if address is None or address == "local":
-        return None
-    if not isinstance(address, str):
-        raise TypeError(f"address must be a string, got {type(address)}")
-    if "://" in address:
-        raise ValueError(
-            f"address {address!r}: there is no client protocol. Attach to a session on this machine with "
-            "'auto' or HOST:PORT, or make this machine a node of the cluster with `miniray start`."
-        )
-    return address
-
-
-def _job(
-    namespace: str | None, runtime_env: Any, job_config: Any
-) -> tuple[dict[str, Any], list[Package]]:
-    """What the cluster is told about this driver, and what it is to upload."""
-    from miniray.runtime_env.runtime_env import localized
-
-    metadata = dict(getattr(job_config, "metadata", None) or {})
-    if job_config is not None:
-        namespace = namespace or getattr(job_config, "ray_namespace", None)
-        runtime_env = runtime_env or getattr(job_config, "runtime_env", None)
-    if runtime_env is None:
-        text = config.get("runtime_env")
-        runtime_env = json.loads(text) if text else None
-    environment, packages = localized(runtime_env)
-    has_directory = bool(runtime_env and runtime_env.get("working_dir"))
-    job = {
-        "namespace": namespace or config.get("namespace") or _anonymous(),
-        "runtime_env": environment,
-        "entrypoint": " ".join(sys.argv),
-        "sys_path": _import_paths(with_cwd=not has_directory),
-        "aliases": _aliases(),
-        "metadata": metadata,
-    }
-    return job, packages
-
-
-def _aliases() -> list[str]:
-    from miniray.runtime import aliases
-
-    return aliases.used()
-
-
-def _anonymous() -> str:
-    import uuid
-
-    return str(uuid.uuid4())
-
-
-def _import_paths(with_cwd: bool) -> list[str]:
-    """Where this driver imports from and a worker would not: its script's folder, its own additions, and
-    the current directory unless the job brings one of its own."""
-    standard = {os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, sys.exec_prefix)}
-    found: dict[str, None] = {}
-    for path in sys.path:
-        if not path and not with_cwd:
-            continue
-        real = os.path.realpath(path or os.getcwd())
-        if os.path.exists(real) and not any(real == top or real.startswith(top + os.sep) for top in standard):
-            found[real] = None
-    if with_cwd:
-        found[os.getcwd()] = None
-    return list(found)
-
-
-def _start(offered: dict[str, Any], private: Mapping[str, Any], preload: Sequence[str]) -> LocalSession:
+def _start(
+    launch: Launch, offered: dict[str, Any], private: Mapping[str, Any], preload: Sequence[str]
+) -> LocalSession:
     """Start a local session for this process."""
     global _daemon, _daemon_owner
-    from miniray.runtime import launch
+    from miniray import config
     from miniray.runtime.daemon import NodeOptions
 
     for name in ("num_cpus", "num_gpus"):
         if offered[name] is not None and offered[name] < 0:
             raise ValueError(f"{name} must not be negative, got {offered[name]}")
     modules = [name for name in config.get("preload").split(",") if name]
-    options = NodeOptions(
+    launch.send(NodeOptions(
         num_cpus=offered["num_cpus"],
         num_gpus=offered["num_gpus"],
         memory=private.get("_memory"),
@@ -276,26 +187,19 @@ def _start(offered: dict[str, Any], private: Mapping[str, Any], preload: Sequenc
         is_head=True,
         spill_dir=private.get("object_spilling_directory") or "",
         preload=[*modules, *preload],
-    )
-    _load_library_meanwhile()
-    _daemon = launch.start_local(options)
+        driver_pid=os.getpid(),
+    ))  # fmt: skip
+    from miniray.runtime import driver, pickler  # noqa: F401  needed soon, and the daemon is not up
+
+    _daemon = LocalSession(launch.ready())
     _daemon_owner = os.getpid()
     atexit.register(_at_exit)
     return _daemon
 
 
-def _load_library_meanwhile() -> None:
-    """Import what the driver will need, on another core while the daemon starts."""
-
-    import importlib
-
-    load = threading.Thread(
-        target=importlib.import_module, args=("miniray.runtime.pickler",), name="miniray-import", daemon=True
-    )
-    load.start()
-
-
 def _store_bytes(wanted: int | None) -> int | None:
+    from miniray import config
+
     least = config.get("store_min_bytes")
     if wanted is not None and wanted < least:
         raise ValueError(
@@ -307,62 +211,11 @@ def _store_bytes(wanted: int | None) -> int | None:
 
 def _exit_on_sigterm() -> None:
     """SIGTERM ends a driver in order (exit hooks run), with the signal's number as its status."""
+    import signal
+    import threading
+
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
-
-
-def _running_cluster() -> str | None:
-    """The address of the newest cluster with a node here; None when there is none."""
-    from miniray.runtime import sessions
-
-    return next(
-        (found.address for found in sessions.living() if found.kind == "node" and found.address), None
-    )
-
-
-def _same(address: str, other: str) -> bool:
-    """True when two HOST:PORT name one place: equal ports, and hosts with an address in common."""
-    if address == other:
-        return True
-    host, _, port = address.rpartition(":")
-    other_host, _, other_port = other.rpartition(":")
-    if not host or not other_host or port != other_port:
-        return False
-    import socket
-
-    try:
-        found = {row[4][0] for row in socket.getaddrinfo(host.strip("[]"), None)}
-        return not found.isdisjoint(row[4][0] for row in socket.getaddrinfo(other_host.strip("[]"), None))
-    except OSError:
-        return False
-
-
-def _find(where: str, given: list[str]) -> Any:
-    """A node of a running session to attach to. `given`: options that only a new session takes."""
-    if given:
-        raise ValueError(
-            f"When connecting to an existing cluster, {' and '.join(given)} must not be provided: its "
-            f"nodes ({where}) have said what they offer. address='local' starts a session of its own."
-        )
-    from miniray.runtime import sessions
-
-    nodes = [session for session in sessions.living() if session.kind == "node"]
-    if where == "auto" and nodes:
-        # The newest cluster; a driver's private session only if there is nothing else.
-        newest = next((node for node in nodes if node.address), nodes[0])
-        where = newest.address or str(newest.directory)
-    for node in reversed(nodes):  # of a cluster's nodes here the first: the head's
-        if where == str(node.directory) or (node.address and _same(where, node.address)):
-            return node
-    if where == "auto":
-        raise ConnectionError(
-            "Could not find any running Ray instance. Please specify the one to connect to by setting "
-            "`--address` flag or `RAY_ADDRESS` environment variable (`miniray start --head` starts one)."
-        )
-    raise ConnectionError(
-        f"no node of a cluster at {where} runs on this machine: "
-        f"start one with `miniray start --address {where}`"
-    )
 
 
 def _connect(
@@ -370,74 +223,29 @@ def _connect(
 ) -> RayContext:
     """Make this process a driver of `node`'s session."""
     global _context
+    from miniray import api, driver_job, options
     from miniray.runtime import driver
     from miniray.runtime import worker as library
+    from miniray.session_context import RayContext, address_info
 
     token = node.token() if callable(node.token) else node.token
     try:
         worker = driver.connect_driver(
             socket_path=node.socket, token=token, log_to_driver=log_to_driver, **job
         )
-        _upload(worker, packages)
+        driver_job.upload(worker, packages)
     except BaseException:
         _end_daemon()
         raise
     api._library = library
     address = getattr(node, "address", "") or worker.session_dir
-    _context = RayContext(_address_info(worker, address))
+    _context = RayContext(address_info(worker, address))
     if node is _daemon:
-        cpus = worker.node_info.total.amounts["CPU"] / UNIT
-        logger.info("Started a local session with %g CPUs (%s).", cpus, address)
+        cpus = worker.node_info.total.amounts["CPU"] / options.UNIT
+        _logger().info("Started a local session with %g CPUs (%s).", cpus, address)
     else:
-        logger.info("Connected to the cluster at %s.", address)
+        _logger().info("Connected to the cluster at %s.", address)
     return _context
-
-
-def _upload(worker: CoreWorker, packages: list[Package]) -> None:
-    """Bring what the job's runtime_env names into the cluster."""
-    if not packages:
-        return
-    from miniray.runtime import uploads
-
-    try:
-        for package in packages:
-            uploads.upload(worker, package.uri, package.write)
-    except BaseException:
-        worker.shutdown()
-        raise
-
-
-def address_of(worker: CoreWorker) -> str:
-    """HOST:PORT of the session's GCS; the session directory when it listens on no port."""
-    from pathlib import Path
-
-    try:
-        told = json.loads((Path(worker.session_dir) / "node.json").read_text())
-    except (OSError, ValueError):
-        told = {}
-    return str(told.get("address") or worker.session_dir)
-
-
-def _address_info(worker: CoreWorker, address: str) -> dict[str, Any]:
-    node = worker.node_info
-    ip = node.host or "127.0.0.1"
-    return {
-        "address": address,
-        "gcs_address": address,
-        "node_id": node.node_id.hex(),
-        "node_ip_address": ip,
-        "raylet_ip_address": ip,
-        "raylet_socket_name": node.socket_path,
-        "object_store_address": node.socket_path,
-        "session_dir": worker.session_dir,
-        "session_name": os.path.basename(worker.session_dir),
-        "temp_dir": os.path.dirname(worker.session_dir),
-        "namespace": worker.namespace,
-        "webui_url": "",
-        "redis_address": None,
-        "metrics_export_port": None,
-        "dashboard_agent_listen_port": None,
-    }
 
 
 def shutdown(_exiting_interpreter: bool = False) -> None:
@@ -447,6 +255,8 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
     returned stay valid.
     """
     global _context
+    from miniray import api
+
     with _lock:
         worker = api.current_worker()
         if worker is not None and worker.is_driver:

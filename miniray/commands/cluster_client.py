@@ -6,6 +6,7 @@ port: the command attaches to its socket as a driver does, asks, and leaves.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,7 +28,7 @@ def connect(address: str | None) -> Iterator[tuple[Request, str]]:
     session = sessions.find(wanted)
     if session is not None and not session.address:
         with _attached(session) as request:
-            yield request, f"local session {session.directory.name}"
+            yield request, f"local session {os.path.basename(session.directory)}"
         return
     if session is not None:
         wanted = session.address

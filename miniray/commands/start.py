@@ -89,7 +89,8 @@ def announce(is_head: bool, address: str, node: sessions.Session) -> None:
     click.echo(f"  Run a program:  MINIRAY_ADDRESS={address} python program.py")
     click.echo(f"  or in it:       ray.init(address='{address}')")
     click.echo(f"  Add a node:     miniray start --address='{address}'")
-    click.echo(f"                  elsewhere with MINIRAY_AUTH_TOKEN from {node.directory / 'token'}")
+    token = os.path.join(node.directory, "token")
+    click.echo(f"                  elsewhere with MINIRAY_AUTH_TOKEN from {token}")
     click.echo(f"  Look:           miniray status --address={address}")
     click.echo("  Stop:           miniray stop")
 

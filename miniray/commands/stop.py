@@ -8,6 +8,7 @@ directory; a killed head has no zygote, so its directory is removed here.
 
 from __future__ import annotations
 
+import os
 import select
 import shutil
 import signal
@@ -71,7 +72,7 @@ def end(targets: list[Target], force: bool) -> list[Target]:
     deadline = time.monotonic() + CLEANUP_S
     for target in targets:
         directory = target.session.directory
-        while directory.exists() and time.monotonic() < deadline:
+        while os.path.exists(directory) and time.monotonic() < deadline:
             if target.session.kind == "head" and target.ended(0):
                 shutil.rmtree(directory, ignore_errors=True)
             time.sleep(POLL_S)

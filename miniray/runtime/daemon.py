@@ -6,21 +6,21 @@
                                        │ writes one JSON line to the ready descriptor
                                        └ ends: driver's pidfd │ SIGTERM │ StopNode
 
-The zygote is forked before this module imports asyncio, protobuf or gRPC: it must stay small and
-single-threaded. Until then only the standard library may be loaded here. A daemon never unpickles:
-an audit hook ends it at the attempt.
+The zygote is forked when everything is imported that both need, and before gRPC: it must stay small
+and single-threaded. A daemon never unpickles: an audit hook ends it at the attempt.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
+
+from miniray.runtime import session_lock
 
 DRAIN_S = 30.0
 
@@ -73,16 +73,21 @@ class HeadOptions:
 
 
 def main(argv: list[str]) -> NoReturn:
-    """What `boot` calls, with options as JSON on descriptor `argv[1]`; detaches, then runs the daemon.
+    """What `boot` calls: `boot.py KIND OPTIONS_FD READY_FD`. Detaches, then runs the daemon.
 
-    The JSON is the fields of `NodeOptions` (`HeadOptions`) and "kind": local, node or head.
+    KIND is local, node or head. One line of JSON on OPTIONS_FD has the fields of `NodeOptions` or
+    `HeadOptions`; its end without a line means that nobody wants the daemon any more.
     """
-    with os.fdopen(int(argv[1]), "rb") as file:
-        values = json.loads(file.read())
+    kind, options_fd, ready_fd = argv[1], int(argv[2]), int(argv[3])
+    keep_only(options_fd, ready_fd)
     if os.fork():
         os._exit(0)
     os.setsid()
-    kind = values.pop("kind")
+    import_ahead(kind)
+    values = read_options(options_fd)
+    if values is None:
+        os._exit(0)
+    values["ready_fd"] = ready_fd
     if kind == "head":
         code = run_head(HeadOptions(**values))
     elif kind == "local":
@@ -92,9 +97,39 @@ def main(argv: list[str]) -> NoReturn:
     os._exit(code)
 
 
-def options_json(kind: str, options: NodeOptions | HeadOptions) -> bytes:
-    """What `main` reads."""
-    return json.dumps({"kind": kind, **asdict(options)}).encode()
+def keep_only(*descriptors: int) -> None:
+    """Close everything that this process has inherited but `descriptors` and 0, 1, 2."""
+    start = 3
+    for descriptor in sorted(descriptors):
+        os.closerange(start, descriptor)
+        start = descriptor + 1
+    os.closerange(start, os.sysconf("SC_OPEN_MAX"))
+
+
+def import_ahead(kind: str) -> None:
+    """Import what daemon and zygote have in common, while the launching process makes up the options.
+
+    None of it starts a thread, and gRPC stays out: the zygote is forked after this.
+    """
+    import asyncio  # noqa: F401
+
+    if kind != "head":
+        from miniray._proto import worker_pb2  # noqa: F401
+        from miniray.core import events  # noqa: F401
+        from miniray.runtime import agent, sessions  # noqa: F401
+
+
+def read_options(fd: int) -> dict[str, Any] | None:
+    """The fields of the options; None when the other side closed the pipe without any."""
+    with os.fdopen(fd, "rb") as file:
+        line = file.readline()
+    values: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
+    return values
+
+
+def options_json(options: NodeOptions | HeadOptions) -> bytes:
+    """What `read_options` reads."""
+    return json.dumps(asdict(options)).encode() + b"\n"
 
 
 def run_local(options: NodeOptions) -> int:
@@ -109,11 +144,11 @@ def run_node(options: NodeOptions) -> int:
 
 def run_head(options: HeadOptions) -> int:
     """The GCS alone. Returns the exit status."""
-    from miniray.runtime import agent, session_lock, sessions
+    from miniray.runtime import agent, sessions
 
     agent.raise_descriptor_limit()
-    session_lock.sweep(str(sessions.root()))
-    directory = options.session_dir or str(sessions.create())
+    session_lock.sweep(sessions.root())
+    directory = options.session_dir or sessions.create()
     session_lock.hold(directory)
     fork_janitor(directory, options.ready_fd)
     try:
@@ -126,19 +161,19 @@ def run_head(options: HeadOptions) -> int:
         sys.stderr.write(f"miniray-head: {error}\n")
         return 1
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        session_lock.remove(directory)
 
 
 def _run(options: NodeOptions, local: bool) -> int:
     import gc
 
-    from miniray._proto import worker_pb2  # noqa: F401  daemon and zygote share what is loaded by now
-    from miniray.runtime import agent, session_lock, sessions
+    import_ahead("node")
+    from miniray.runtime import agent, sessions
 
     agent.raise_descriptor_limit()
     agent.become_subreaper()
-    session_lock.sweep(str(sessions.root()))
-    directory = options.session_dir or str(sessions.create())
+    session_lock.sweep(sessions.root())
+    directory = options.session_dir or sessions.create()
     session_lock.hold(directory)
     os.makedirs(os.path.join(directory, "logs"), mode=0o700, exist_ok=True)
     if local:
@@ -209,7 +244,7 @@ def fork_janitor(directory: str, ready_fd: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.read(read, 1)
-    shutil.rmtree(directory, ignore_errors=True)
+    session_lock.remove(directory)
     os._exit(0)
 
 
@@ -223,7 +258,7 @@ def end_tree(ours: socket.socket, zygote_pid: int, directory: str) -> None:
     except ChildProcessError:
         pass
     agent.end_below()
-    shutil.rmtree(directory, ignore_errors=True)
+    session_lock.remove(directory)
 
 
 def tell_ready(fd: int, message: dict[str, Any]) -> None:

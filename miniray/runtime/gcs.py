@@ -21,12 +21,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from miniray import config
 from miniray._proto import gcs_pb2 as gcs
@@ -36,6 +35,9 @@ from miniray.core.link import STREAM, Link
 from miniray.core.members import Timing
 from miniray.runtime.links import HeadLink, LinkEnd, LinkEvents, Stream
 from miniray.runtime.storage import Change, NoStorage, Storage, StorageError
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ class GcsShell:
         self._storage = storage
         self._on_fatal = on_fatal
         self._loop = asyncio.get_running_loop()
-        self._writer = ThreadPoolExecutor(1, "gcs-storage") if storage.is_blocking else None
+        self._writer = _writer_thread() if storage.is_blocking else None
         self._writing = False
         self._effects: list[Any] = []
         self._turn_scheduled = False
@@ -107,7 +109,7 @@ class GcsShell:
             config=config.overrides(),
             version=version,
         )
-        head = Head(Random(secrets.randbits(64)), options)
+        head = Head(Random(os.urandom(8)), options)
         head.restore(now, storage.load())
         return cls(head, storage, on_fatal)
 
@@ -400,3 +402,10 @@ class LocalEnd:
                 self._events.on_message(message)
             except Exception:
                 log.exception("a message from the GCS could not be handled")
+
+
+def _writer_thread() -> ThreadPoolExecutor:
+    """The thread of a storage that blocks; a local session has none, and does not load the module."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(1, "gcs-storage")

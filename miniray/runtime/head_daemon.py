@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,10 +28,10 @@ log = logging.getLogger(__name__)
 
 def serve_head(options: HeadOptions, directory: str) -> int:
     """Run the GCS until it ends. Returns the exit status; StorageError, RpcError before it is up."""
-    return asyncio.run(_serve(options, Path(directory)))
+    return asyncio.run(_serve(options, directory))
 
 
-async def _serve(options: HeadOptions, directory: Path) -> int:
+async def _serve(options: HeadOptions, directory: str) -> int:
     stopping = asyncio.Event()
     failed: list[StorageError] = []
     loop = asyncio.get_running_loop()
@@ -44,7 +43,7 @@ async def _serve(options: HeadOptions, directory: Path) -> int:
         failed.append(error)
         stopping.set()
 
-    token = options.token or secrets.token_hex(32)
+    token = options.token or os.urandom(32).hex()
     own_file = _own_file(options)
     shell = GcsShell.open(open_storage(_storage_url(options, own_file)), on_fatal=fatal)
     try:
@@ -53,9 +52,9 @@ async def _serve(options: HeadOptions, directory: Path) -> int:
         shell.close()
         raise
     address = f"{options.host}:{server.port}"
-    sessions.write_private(directory / "token", token)
+    sessions.write_private(os.path.join(directory, "token"), token)
     sessions.publish(directory, "head", address=address)
-    tell_ready(options.ready_fd, {"address": address, "pid": os.getpid(), "session_dir": str(directory)})
+    tell_ready(options.ready_fd, {"address": address, "pid": os.getpid(), "session_dir": directory})
     await stopping.wait()
     await server.stop()
     shell.close()

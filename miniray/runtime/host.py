@@ -8,18 +8,18 @@ from __future__ import annotations
 import math
 import os
 import socket
-from pathlib import Path
 
 from miniray import config
 
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP = "/sys/fs/cgroup"
+GPUS = "/proc/driver/nvidia/gpus"
 
 
 def cpu_count() -> int:
     """CPUs this process may use: its affinity, lowered by the cgroup's cpu.max; at least 1."""
     count = len(os.sched_getaffinity(0))
     for directory in _own_cgroups():
-        quota = _read(directory / "cpu.max").split()
+        quota = _read(f"{directory}/cpu.max").split()
         if len(quota) == 2 and quota[0] != "max":
             count = min(count, max(1, math.ceil(int(quota[0]) / int(quota[1]))))
     return max(1, count)
@@ -29,7 +29,7 @@ def memory_total() -> int:
     """Bytes of memory this process may use: the machine's, lowered by the cgroup's memory.max."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for directory in _own_cgroups():
-        limit = _read(directory / "memory.max").strip()
+        limit = _read(f"{directory}/memory.max").strip()
         if limit.isdigit():
             total = min(total, int(limit))
     return total
@@ -42,15 +42,16 @@ class MemoryMeter:
     """
 
     def __init__(self) -> None:
-        limited = [d for d in _own_cgroups() if _read(d / "memory.max").strip().isdigit()]
+        limited = [d for d in _own_cgroups() if _read(f"{d}/memory.max").strip().isdigit()]
         self._group = limited[0] if limited else None
         self._meminfo = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
 
     def used(self) -> int:
         """Bytes in use now."""
         if self._group is not None:
-            stat = dict(line.split() for line in _read(self._group / "memory.stat").splitlines())
-            return max(0, int(_read(self._group / "memory.current") or 0) - int(stat.get("inactive_file", 0)))
+            stat = dict(line.split() for line in _read(f"{self._group}/memory.stat").splitlines())
+            current = int(_read(f"{self._group}/memory.current") or 0)
+            return max(0, current - int(stat.get("inactive_file", 0)))
         text = os.pread(self._meminfo, 256, 0)  # the two figures are among the first three lines
         return _figure(text, b"MemTotal:") - _figure(text, b"MemAvailable:")
 
@@ -91,8 +92,10 @@ def gpu_count() -> int:
 def gpu_model() -> str:
     """The accelerator type of the first GPU as Ray names it ("A100"), "" when unknown."""
     try:
-        first = sorted(Path("/proc/driver/nvidia/gpus").iterdir())[0]
-        words = dict(line.split(":", 1) for line in _read(first / "information").splitlines() if ":" in line)
+        first = sorted(os.listdir(GPUS))[0]
+        words = dict(
+            line.split(":", 1) for line in _read(f"{GPUS}/{first}/information").splitlines() if ":" in line
+        )
         name = words["Model"].strip().split()
     except (OSError, IndexError, KeyError):
         return ""
@@ -105,17 +108,18 @@ def hostname() -> str:
     return socket.gethostname()
 
 
-def _own_cgroups() -> list[Path]:
+def _own_cgroups() -> list[str]:
     """The cgroup v2 directories of this process, innermost first; [] without cgroup v2."""
-    for line in _read(Path("/proc/self/cgroup")).splitlines():
+    for line in _read("/proc/self/cgroup").splitlines():
         if line.startswith("0::"):
-            inner = CGROUP / line[3:].lstrip("/")
-            return [d for d in (inner, *inner.parents) if d == CGROUP or CGROUP in d.parents]
+            names = [name for name in line[3:].split("/") if name not in ("", "..")]
+            return ["/".join([CGROUP, *names[:depth]]) for depth in range(len(names), -1, -1)]
     return []
 
 
-def _read(path: Path) -> str:
+def _read(path: str) -> str:
     try:
-        return path.read_text()
+        with open(path) as file:
+            return file.read()
     except OSError:
         return ""

@@ -14,11 +14,9 @@ import json
 import logging
 import os
 import random
-import secrets
 import signal
 import socket
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniray import _native, config
@@ -63,7 +61,7 @@ class NodeDaemon:
         self._directory = directory
         self._zygote = zygote
         self._local = local
-        self._token = options.token or secrets.token_hex(32)
+        self._token = options.token or os.urandom(32).hex()
         self._socket_path = os.path.join(directory, "raylet.sock")
         self._stopping: asyncio.Event
         self._failed = False
@@ -79,7 +77,7 @@ class NodeDaemon:
         size = host.store_bytes(self._options.object_store_memory)
         store = _native.Store.create(size, max_clients=MAX_CLIENTS)
         info = self._describe(store.capacity)
-        node = Node(info, random.Random(secrets.randbits(64)), store_bytes=store.capacity,
+        node = Node(info, random.Random(os.urandom(8)), store_bytes=store.capacity,
                     session_dir=self._directory, config=config.overrides())
         self._raylet = Raylet(
             node, store, self._zygote, session_dir=self._directory, token=self._token,
@@ -99,7 +97,7 @@ class NodeDaemon:
 
     def _describe(self, store_bytes: int) -> common.NodeInfo:
         options = self._options
-        node_id = secrets.token_bytes(28)
+        node_id = os.urandom(28)
         labels = {"ray.io/node-id": node_id.hex(), **options.labels}
         model = host.gpu_model()
         if model:
@@ -184,8 +182,8 @@ class NodeDaemon:
     # ---- announcing ----
 
     def _publish(self, info: common.NodeInfo) -> None:
-        sessions.write_private(Path(self._directory, "token"), self._token)
-        sessions.publish(Path(self._directory), "node", address=self._options.gcs_address,
+        sessions.write_private(os.path.join(self._directory, "token"), self._token)
+        sessions.publish(self._directory, "node", address=self._options.gcs_address,
                          node_id=info.node_id.hex(), socket=self._socket_path)
         tell_ready(self._options.ready_fd, {
             "session_dir": self._directory, "socket": self._socket_path, "token": self._token,

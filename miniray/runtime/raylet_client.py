@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import socket
 import struct
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class RayletClient:
         """Introduce this process; returns the raylet's answer and the store's descriptor (-1: refused)."""
         register.pid = os.getpid()
         register.protocol_version = PROTOCOL_VERSION
-        register.python_version = ".".join(platform.python_version_tuple()[:2])
+        register.python_version = "{}.{}".format(*sys.version_info)
         self.send(ToRaylet(register=register))
         message = self.receive()
         if message is None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import time
 
 NAME = "lock"
@@ -32,9 +31,16 @@ def sweep(root: str) -> list[str]:
     with contextlib.suppress(OSError):
         for entry in os.scandir(root):
             if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False) and _is_dead(entry):
-                shutil.rmtree(entry.path, ignore_errors=True)
+                remove(entry.path)
                 removed.append(entry.path)
     return removed
+
+
+def remove(directory: str) -> None:
+    """Delete a directory with all that is in it, as far as that is possible."""
+    import shutil  # takes some milliseconds, and no session needs it to start
+
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _is_dead(entry: os.DirEntry[str]) -> bool:

@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from miniray import config
@@ -33,7 +31,7 @@ class Session:
 
     kind: str
     """"head", or "node" (which, with an address of "", holds its own head)."""
-    directory: Path
+    directory: str
     pid: int
     address: str
     """HOST:PORT of the GCS; "" for a local session, which listens on no port."""
@@ -44,43 +42,49 @@ class Session:
 
     def token(self) -> str:
         """The cluster's token; OSError when the file is gone."""
-        return self.directory.joinpath("token").read_text().strip()
+        return _text(os.path.join(self.directory, "token")).strip()
 
 
-def root() -> Path:
+def root() -> str:
     """The directory that holds session directories."""
-    return Path(config.get("tmpdir") or "/tmp")
+    return str(config.get("tmpdir") or "/tmp")
 
 
-def create() -> Path:
+def create() -> str:
     """A new, empty session directory that only this user can enter."""
-    directory = root() / f"miniray-{os.getuid()}-{secrets.token_hex(4)}"
-    directory.mkdir(mode=0o700)
+    directory = os.path.join(root(), f"{_prefix()}{os.urandom(4).hex()}")
+    os.mkdir(directory, mode=0o700)
     return directory
 
 
-def write_private(path: Path, text: str) -> None:
+def write_private(path: str, text: str) -> None:
     """Write a file that only this user can read, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
-    temporary.replace(path)
+    os.replace(temporary, path)
 
 
-def publish(directory: Path, kind: str, *, address: str, node_id: str = "", socket: str = "") -> None:
+def publish(directory: str, kind: str, *, address: str, node_id: str = "", socket: str = "") -> None:
     """Announce this process as the daemon of `directory`; it can be reached from now on."""
     assert kind in KINDS, kind
     info = {"pid": os.getpid(), "address": address, "node_id": node_id, "socket": socket}
-    write_private(directory / f"{kind}.json", json.dumps(info))
+    write_private(os.path.join(directory, f"{kind}.json"), json.dumps(info))
 
 
 def living() -> list[Session]:
     """The sessions of this user whose daemon lives, newest first."""
     found = []
-    for directory in root().glob(f"miniray-{os.getuid()}-*"):
+    top = root()
+    try:
+        names = [name for name in os.listdir(top) if name.startswith(_prefix())]
+    except OSError:
+        return []
+    for name in names:
         for kind in KINDS:
-            session = _read(directory, kind)
+            session = _read(os.path.join(top, name), kind)
             if session is not None and _started_before(session.pid, session.written_at):
                 found.append(session)
     return sorted(found, key=lambda session: session.written_at, reverse=True)
@@ -94,13 +98,13 @@ def find(address: str = "auto", *, kind: str = "node") -> Session | None:
     return None
 
 
-def _read(directory: Path, kind: str) -> Session | None:
-    path = directory / f"{kind}.json"
+def _read(directory: str, kind: str) -> Session | None:
+    path = os.path.join(directory, f"{kind}.json")
     try:
-        if directory.stat().st_uid != os.getuid():
+        if os.stat(directory).st_uid != os.getuid():
             return None  # somebody else made a directory of our name
-        info: dict[str, Any] = json.loads(path.read_text())
-        written_at = path.stat().st_mtime
+        info: dict[str, Any] = json.loads(_text(path))
+        written_at = os.stat(path).st_mtime
         return Session(
             kind, directory, int(info["pid"]), info["address"], info["node_id"], info["socket"], written_at
         )
@@ -111,10 +115,19 @@ def _read(directory: Path, kind: str) -> Session | None:
 def _started_before(pid: int, moment: float) -> bool:
     """True when `pid` lives and is older than `moment`: the writer, not a later user of its number."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        stat = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     except OSError:
         return False
     state, start_ticks = stat[0], int(stat[19])
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    uptime = float(_text("/proc/uptime").split()[0])
     started_at = time.time() - uptime + start_ticks / os.sysconf("SC_CLK_TCK")
     return state != "Z" and started_at <= moment + 1.0
+
+
+def _prefix() -> str:
+    return f"miniray-{os.getuid()}-"
+
+
+def _text(path: str) -> str:
+    with open(path) as file:
+        return file.read()

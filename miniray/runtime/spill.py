@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from miniray.runtime import session_lock
 
 MAGIC = b"MRSPILL1"
 DISK_FULL_SHARE = 0.95
@@ -76,6 +77,8 @@ class LocalPlace:
     def make(self, needed: int) -> None:
         """See `Place`."""
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        import shutil
+
         usage = shutil.disk_usage(self._directory)
         if usage.used + needed > DISK_FULL_SHARE * usage.total:
             raise OSError(f"the disk of {self._directory} is {100 * usage.used / usage.total:.0f} % full "
@@ -96,7 +99,7 @@ class LocalPlace:
 
     def remove_all(self) -> None:
         """See `Place`."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+        session_lock.remove(self._directory)
 
     def path(self, name: str) -> str:
         """See `Place`."""

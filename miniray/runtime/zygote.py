@@ -23,14 +23,13 @@ import json
 import os
 import random
 import select
-import shutil
 import signal
 import socket
 import sys
 import traceback
 from typing import Any, NoReturn
 
-from miniray.runtime import agent, boot
+from miniray.runtime import agent, boot, session_lock
 
 PACKET_LIMIT = 128 * 1024
 COMMON = ("cloudpickle", "numpy", "miniray.runtime.executor")
@@ -68,7 +67,7 @@ def end_everything(directories: list[str]) -> None:
     """Kill and reap all descendants, then remove the directories."""
     agent.end_below()
     for directory in directories:
-        shutil.rmtree(directory, ignore_errors=True)
+        session_lock.remove(directory)
 
 
 class Zygote:

@@ -19,7 +19,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_session_directory_is_private() -> None:
-    directory = sessions.create()
+    directory = Path(sessions.create())
     assert directory.name.startswith(f"miniray-{os.getuid()}-")
     assert directory.stat().st_mode & 0o777 == 0o700
 
@@ -28,7 +28,7 @@ def test_a_published_session_is_found_by_kind_and_address() -> None:
     local, member = sessions.create(), sessions.create()
     sessions.publish(local, "node", address="", node_id="aa", socket="local.sock")
     sessions.publish(member, "node", address="127.0.0.1:6379", node_id="bb", socket="member.sock")
-    os.utime(local / "node.json", (1e9 + 4e9, 1e9 + 4e9))  # the newer one
+    os.utime(Path(local) / "node.json", (1e9 + 4e9, 1e9 + 4e9))  # the newer one
     assert sessions.find("auto") == sessions.living()[0]
     assert sessions.find("auto").node_id == "aa"  # type: ignore[union-attr]
     assert sessions.find("127.0.0.1:6379").socket == "member.sock"  # type: ignore[union-attr]
@@ -37,15 +37,15 @@ def test_a_published_session_is_found_by_kind_and_address() -> None:
 
 
 def test_files_are_readable_by_their_user_only() -> None:
-    directory = sessions.create()
-    sessions.publish(directory, "head", address="127.0.0.1:1")
-    sessions.write_private(directory / "token", "secret\n")
+    directory = Path(sessions.create())
+    sessions.publish(str(directory), "head", address="127.0.0.1:1")
+    sessions.write_private(str(directory / "token"), "secret\n")
     assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
     assert sessions.living()[0].token() == "secret"
 
 
 def test_a_session_whose_daemon_ended_is_not_seen() -> None:
-    directory = sessions.create()
+    directory = Path(sessions.create())
     process = subprocess.Popen(["sleep", "60"])
     info = {"pid": process.pid, "address": "", "node_id": "", "socket": ""}
     (directory / "node.json").write_text(json.dumps(info))
@@ -56,13 +56,13 @@ def test_a_session_whose_daemon_ended_is_not_seen() -> None:
 
 
 def test_a_pid_that_is_used_again_is_not_the_daemon() -> None:
-    directory = sessions.create()
-    sessions.publish(directory, "node", address="")
+    directory = Path(sessions.create())
+    sessions.publish(str(directory), "node", address="")
     os.utime(directory / "node.json", (1e9, 1e9))  # written long before this process started
     assert sessions.living() == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', '{"pid": 1}'])
 def test_a_broken_file_is_no_session(text: str) -> None:
-    (sessions.create() / "node.json").write_text(text)
+    Path(sessions.create(), "node.json").write_text(text)
     assert sessions.living() == []

@@ -19,7 +19,8 @@ from miniray.core.link import STREAM, Link
 from miniray.runtime import gcs as shell_module
 from miniray.runtime.gcs import GcsShell
 from miniray.runtime.links import LinkEnd, LinkEvents, StreamEnded
-from miniray.runtime.storage import Change, MemoryStorage, MemoryTables, SqliteStorage, StorageError
+from miniray.runtime.sqlite_storage import SqliteStorage
+from miniray.runtime.storage import Change, MemoryStorage, MemoryTables, StorageError
 from tests.runtime.test_links import Pipe, pipe, until
 
 A, B = b"a" * 28, b"b" * 28

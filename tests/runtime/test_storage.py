@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from miniray.runtime import storage as st
+from miniray.runtime.sqlite_storage import SqliteStorage
 
 Factory = Callable[[], st.Storage]
 
@@ -22,7 +23,7 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Factory:
     if request.param == "memory":
         tables = st.MemoryTables()
         return lambda: st.MemoryStorage(tables)
-    return lambda: st.SqliteStorage(str(tmp_path / "dir" / "gcs.db"))
+    return lambda: SqliteStorage(str(tmp_path / "dir" / "gcs.db"))
 
 
 def rows(storage: st.Storage) -> list[st.Row]:
@@ -76,23 +77,23 @@ def test_an_empty_batch_is_harmless(reopen: Factory) -> None:
 def test_a_batch_survives_kill_9_right_after_apply(tmp_path: Path) -> None:
     path = tmp_path / "gcs.db"
     program = (
-        "import os, sys; from miniray.runtime.storage import SqliteStorage; s = SqliteStorage(sys.argv[1]); "
-        "s.claim(); s.apply([('kv', b'k%d' % i, b'v') for i in range(100)]); os.kill(os.getpid(), 9)"
+        "import os, sys; from miniray.runtime.sqlite_storage import SqliteStorage\n"
+        "s = SqliteStorage(sys.argv[1]); s.claim(); s.apply([('kv', b'k%d' % i, b'v') for i in range(100)]); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(path)]).returncode == -9
-    assert len(st.SqliteStorage(str(path)).load()) == 100
+    assert len(SqliteStorage(str(path)).load()) == 100
 
 
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "gcs.db"
     path.write_bytes(b"this is not a database at all, and long enough to be read" * 20)
     with pytest.raises(st.StorageCorrupted, match=r"gcs\.db is damaged .* move it away"):
-        st.SqliteStorage(str(path))
+        SqliteStorage(str(path))
 
 
 def test_a_file_damaged_in_the_middle_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "gcs.db"
-    storage = st.SqliteStorage(str(path))
+    storage = SqliteStorage(str(path))
     storage.claim()
     storage.apply([("kv", os.urandom(20), os.urandom(2000)) for _ in range(200)])
     storage.close()
@@ -101,7 +102,7 @@ def test_a_file_damaged_in_the_middle_is_refused(tmp_path: Path) -> None:
         file.seek(8192)
         file.write(os.urandom(size // 2))
     with pytest.raises(st.StorageCorrupted):
-        st.SqliteStorage(str(path)).load()
+        SqliteStorage(str(path)).load()
 
 
 def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
@@ -110,23 +111,23 @@ def test_a_file_of_a_later_version_is_refused(tmp_path: Path) -> None:
     connection.execute("PRAGMA user_version=99")
     connection.close()
     with pytest.raises(st.StorageError, match="later miniray"):
-        st.SqliteStorage(str(path))
+        SqliteStorage(str(path))
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(st.StorageError, match="cannot be opened"):
-        st.SqliteStorage(str(tmp_path))
+        SqliteStorage(str(tmp_path))
 
 
 def test_the_file_is_private(tmp_path: Path) -> None:
-    st.SqliteStorage(str(tmp_path / "gcs.db"))
+    SqliteStorage(str(tmp_path / "gcs.db"))
     assert (tmp_path / "gcs.db").stat().st_mode & 0o777 == 0o600
 
 
 def test_urls_pick_the_implementation(tmp_path: Path) -> None:
     assert isinstance(st.open_storage(""), st.NoStorage)
     assert isinstance(st.open_storage("none:"), st.NoStorage)
-    assert isinstance(st.open_storage(f"sqlite:{tmp_path}/a.db"), st.SqliteStorage)
-    assert isinstance(st.open_storage(f"{tmp_path}/b.db"), st.SqliteStorage)
+    assert isinstance(st.open_storage(f"sqlite:{tmp_path}/a.db"), SqliteStorage)
+    assert isinstance(st.open_storage(f"{tmp_path}/b.db"), SqliteStorage)
     with pytest.raises(st.StorageError, match="not known"):
         st.open_storage("oracle://x")

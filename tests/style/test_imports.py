@@ -41,7 +41,7 @@ IMPURE = {
 
 DOORS = {
     "grpc": {"runtime/rpc.py", "runtime/transport.py"},
-    "sqlite3": {"runtime/storage.py"},
+    "sqlite3": {"runtime/sqlite_storage.py"},
     "redis": {"runtime/storage.py"},
 }
 

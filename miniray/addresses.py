@@ -1,0 +1,83 @@
+"""Where `init` goes: from its `address` to a node of a session that runs, or to none."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from miniray import config
+from miniray.runtime import sessions
+
+
+def resolve(address: str | None, given: list[str]) -> str | None:
+    """Where to attach; None for a new local session. `given`: options that only a new session takes.
+
+    TypeError and ValueError say what is wrong with an address.
+    """
+    where = _asked(address)
+    if where is None and address is None and not given:
+        where = _running_cluster()
+    return where
+
+
+def _asked(address: str | None) -> str | None:
+    if address in (None, "auto"):
+        address = config.get("address") or address
+    if address is None or address == "local":
+        return None
+    if not isinstance(address, str):
+        raise TypeError(f"address must be a string, got {type(address)}")
+    if "://" in address:
+        raise ValueError(
+            f"address {address!r}: there is no client protocol. Attach to a session on this machine with "
+            "'auto' or HOST:PORT, or make this machine a node of the cluster with `miniray start`."
+        )
+    return address
+
+
+def _running_cluster() -> str | None:
+    """The address of the newest cluster with a node here; None when there is none."""
+    return next(
+        (found.address for found in sessions.living() if found.kind == "node" and found.address), None
+    )
+
+
+def _same(address: str, other: str) -> bool:
+    """True when two HOST:PORT name one place: equal ports, and hosts with an address in common."""
+    if address == other:
+        return True
+    host, _, port = address.rpartition(":")
+    other_host, _, other_port = other.rpartition(":")
+    if not host or not other_host or port != other_port:
+        return False
+    try:
+        found = {row[4][0] for row in socket.getaddrinfo(host.strip("[]"), None)}
+        return not found.isdisjoint(row[4][0] for row in socket.getaddrinfo(other_host.strip("[]"), None))
+    except OSError:
+        return False
+
+
+def find(where: str, given: list[str]) -> Any:
+    """A node of a running session to attach to. ConnectionError if there is none at `where`."""
+    if given:
+        raise ValueError(
+            f"When connecting to an existing cluster, {' and '.join(given)} must not be provided: its "
+            f"nodes ({where}) have said what they offer. address='local' starts a session of its own."
+        )
+    nodes = [session for session in sessions.living() if session.kind == "node"]
+    if where == "auto" and nodes:
+        # The newest cluster; a driver's private session only if there is nothing else.
+        newest = next((node for node in nodes if node.address), nodes[0])
+        where = newest.address or newest.directory
+    for node in reversed(nodes):  # of a cluster's nodes here the first: the head's
+        if where == node.directory or (node.address and _same(where, node.address)):
+            return node
+    if where == "auto":
+        raise ConnectionError(
+            "Could not find any running Ray instance. Please specify the one to connect to by setting "
+            "`--address` flag or `RAY_ADDRESS` environment variable (`miniray start --head` starts one)."
+        )
+    raise ConnectionError(
+        f"no node of a cluster at {where} runs on this machine: "
+        f"start one with `miniray start --address {where}`"
+    )

@@ -1,0 +1,80 @@
+"""What a cluster is told about a driver: its job's name space, environment and import paths."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from miniray import config
+from miniray.runtime_env.runtime_env import localized
+
+if TYPE_CHECKING:
+    from miniray.runtime.worker import CoreWorker
+    from miniray.runtime_env.packages import Package
+
+
+def describe(
+    namespace: str | None, runtime_env: Any, job_config: Any
+) -> tuple[dict[str, Any], list[Package]]:
+    """What the cluster is told about this driver, and what it is to upload."""
+    metadata = dict(getattr(job_config, "metadata", None) or {})
+    if job_config is not None:
+        namespace = namespace or getattr(job_config, "ray_namespace", None)
+        runtime_env = runtime_env or getattr(job_config, "runtime_env", None)
+    if runtime_env is None:
+        text = config.get("runtime_env")
+        runtime_env = json.loads(text) if text else None
+    environment, packages = localized(runtime_env)
+    has_directory = bool(runtime_env and runtime_env.get("working_dir"))
+    job = {
+        "namespace": namespace or config.get("namespace") or _anonymous(),
+        "runtime_env": environment,
+        "entrypoint": " ".join(sys.argv),
+        "sys_path": _import_paths(with_cwd=not has_directory),
+        "aliases": _aliases(),
+        "metadata": metadata,
+    }
+    return job, packages
+
+
+def _aliases() -> list[str]:
+    from miniray.runtime import aliases
+
+    return aliases.used()
+
+
+def _anonymous() -> str:
+    return str(uuid.uuid4())
+
+
+def _import_paths(with_cwd: bool) -> list[str]:
+    """Where this driver imports from and a worker would not: its script's folder, its own additions, and
+    the current directory unless the job brings one of its own."""
+    standard = {os.path.realpath(path) for path in (sys.prefix, sys.base_prefix, sys.exec_prefix)}
+    found: dict[str, None] = {}
+    for path in sys.path:
+        if not path and not with_cwd:
+            continue
+        real = os.path.realpath(path or os.getcwd())
+        if os.path.exists(real) and not any(real == top or real.startswith(top + os.sep) for top in standard):
+            found[real] = None
+    if with_cwd:
+        found[os.getcwd()] = None
+    return list(found)
+
+
+def upload(worker: CoreWorker, packages: list[Package]) -> None:
+    """Bring what the job's runtime_env names into the cluster. If that fails the driver has left it."""
+    if not packages:
+        return
+    from miniray.runtime import uploads
+
+    try:
+        for package in packages:
+            uploads.upload(worker, package.uri, package.write)
+    except BaseException:
+        worker.shutdown()
+        raise
