@@ -194,7 +194,7 @@ def _run(options: NodeOptions, local: bool) -> int:
         log_failure(error)
         return 1
     finally:
-        end_tree(ours, zygote_pid, directory)
+        end_tree(ours, zygote_pid, directories)
         if trouble:     # said when nothing is left: whoever waits may look
             tell_ready(options.ready_fd, {"error": trouble})
 
@@ -248,17 +248,21 @@ def fork_janitor(directory: str, ready_fd: int) -> None:
     os._exit(0)
 
 
-def end_tree(ours: socket.socket, zygote_pid: int, directory: str) -> None:
-    """Let the zygote end everything below it, then whatever is left below us."""
+def end_tree(ours: socket.socket, zygote_pid: int, directories: list[str]) -> None:
+    """End everything below the zygote, remove the directories, end the zygote.
+
+    In this order, for if this process is killed meanwhile the zygote does the rest. It may be busy,
+    with an import say, so nothing is asked of it.
+    """
     from miniray.runtime import agent
 
     ours.close()
-    try:
-        os.waitpid(zygote_pid, 0)
-    except ChildProcessError:
-        pass
+    agent.kill_below(zygote_pid)
+    for directory in directories:
+        session_lock.remove(directory)
     agent.end_below()
-    session_lock.remove(directory)
+    for directory in directories:
+        session_lock.remove(directory)  # a last worker may have written
 
 
 def tell_ready(fd: int, message: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ Limits: a packet holds 128 KiB, so runtime_env variables of a worker must be sma
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -32,14 +33,19 @@ from typing import Any, NoReturn
 from miniray.runtime import agent, boot, session_lock
 
 PACKET_LIMIT = 128 * 1024
-COMMON = ("cloudpickle", "numpy", "miniray.runtime.executor")
+COMMON = ("cloudpickle", "miniray.runtime.executor")
 """What every worker needs: imported once here, shared by all."""
+EARLY_FORKS = 2
+"""So many workers are forked before numpy is imported, which takes longer than all the rest of a
+session's start: the first result does not wait for it. They import it themselves if they use it."""
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LATER = (
-    "miniray.runtime.executor", "miniray.remote_function", "miniray.actor", "miniray.runtime_context",
+    "numpy", "asyncio", "shutil", "miniray.remote_function", "miniray.actor", "miniray.runtime_context",
     "miniray.runtime.concurrency",
 )  # fmt: skip
-"""What the first task of most workers would import: imported here when nobody asks for a worker."""
+"""What tasks of most workers would import: imported here when nobody has asked for a worker lately."""
+LULL_MS = 100
+FIRST_FORK_WITHIN_MS = 1000
 WORKER_NICE = 5
 """Workers yield to the daemons, so that heartbeats survive a burst of new actors."""
 
@@ -77,6 +83,7 @@ class Zygote:
         self._sock = sock
         self._preload = preload
         self._tokens: dict[int, str] = {}
+        self._forks = 0
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def serve(self) -> None:
@@ -94,10 +101,10 @@ class Zygote:
         poll.register(self._wake_read, select.POLLIN)
         later = list(reversed(LATER))
         while True:
-            ready = dict(poll.poll(0 if later else None))
+            patience_ms = LULL_MS if self._forks else FIRST_FORK_WITHIN_MS
+            ready = dict(poll.poll(patience_ms if later else None))
             if not ready:
-                __import__(later.pop())
-                gc.freeze()
+                import_shared(later.pop())
             if self._wake_read in ready:
                 os.read(self._wake_read, 4096)
                 self._report_exits()
@@ -147,6 +154,9 @@ class Zygote:
                 agent.signal_process(pid, sig)
 
     def _spawn(self, message: dict[str, Any]) -> None:
+        if self._forks == EARLY_FORKS:
+            import_shared("numpy")
+        self._forks += 1
         spec = message["spec"]
         token = spec["startup_token"]
         parent = os.getpid()
@@ -213,6 +223,13 @@ class Zygote:
         for child in agent.children_of(os.getpid()):
             if child not in self._tokens:
                 agent.kill_tree(child)
+
+
+def import_shared(name: str) -> None:
+    """Import a module for all workers to come. One that fails will tell those who need it."""
+    with contextlib.suppress(Exception):
+        __import__(name)
+    gc.freeze()
 
 
 def redirect_output(stdout_path: str, stderr_path: str) -> None:
