@@ -44,6 +44,7 @@ $(VENV)/.deps-stamp: $(VENV)/.venv-stamp pyproject.toml constraints.txt
 $(VENV)/.build-stamp: $(VENV)/.deps-stamp $(NATIVE)
 	@echo "Compiling native/ and protos/, installing what running and testing need"
 	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@sed -i '/^import /d' $(VENV)/lib/python*/site-packages/_editable_skbc_miniray.pth  # only the path
 	@touch $@
 
 $(VENV)/.ml-stamp: $(VENV)/.deps-stamp
@@ -55,6 +56,7 @@ $(VENV)/.ml-stamp: $(VENV)/.deps-stamp
 venv: $(VENV)/.deps-stamp  ## the virtual environment with the build tools
 
 build: $(VENV)/.build-stamp  ## compile, and install into .venv (editable, pinned)
+	@$(PY) -m compileall -q -j 0 miniray  # also where PYTHONDONTWRITEBYTECODE is set
 
 ml: $(VENV)/.build-stamp $(VENV)/.ml-stamp  ## what training and generating images need
 

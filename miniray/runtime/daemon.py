@@ -12,6 +12,7 @@ and single-threaded. A daemon never unpickles: an audit hook ends it at the atte
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -161,12 +162,11 @@ def run_head(options: HeadOptions) -> int:
         sys.stderr.write(f"miniray-head: {error}\n")
         return 1
     finally:
+        gc.disable()  # objects of gRPC that outlive their loop hang in their destructors
         session_lock.remove(directory)
 
 
 def _run(options: NodeOptions, local: bool) -> int:
-    import gc
-
     import_ahead("node")
     from miniray.runtime import agent, sessions
 
@@ -194,6 +194,7 @@ def _run(options: NodeOptions, local: bool) -> int:
         log_failure(error)
         return 1
     finally:
+        gc.disable()  # see run_head
         end_tree(ours, zygote_pid, directories)
         if trouble:     # said when nothing is left: whoever waits may look
             tell_ready(options.ready_fd, {"error": trouble})

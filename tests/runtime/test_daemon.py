@@ -227,6 +227,54 @@ def test_a_daemon_that_cannot_start_says_why() -> None:
         launch.start_local(NodeOptions(object_store_memory=1))
 
 
+def test_a_launch_without_options_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MINIRAY_TMPDIR", str(tmp_path))
+    with launch.Launch("local") as started:
+        started.start()
+    until(lambda: not _processes_with(f"MINIRAY_TMPDIR={tmp_path}"), "the interpreter ends")
+    assert not list(tmp_path.iterdir())
+
+
+def _processes_with(variable: str) -> list[int]:
+    """Processes that were started with this environment variable."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if variable.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_daemon_inherits_no_descriptor_of_its_driver() -> None:
+    read, write = os.pipe()
+    os.set_inheritable(write, True)
+    session = start()
+    held = {os.readlink(path) for path in Path(f"/proc/{session.pid}/fd").iterdir()}
+    session.end()
+    assert os.readlink(f"/proc/self/fd/{write}") not in held
+    os.close(read)
+    os.close(write)
+
+
+def test_the_end_does_not_wait_for_a_zygote_that_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, done = tmp_path / "begun", tmp_path / "done"
+    code = f"import pathlib, time\npathlib.Path({str(begun)!r}).touch()\ntime.sleep(300)\n"
+    (tmp_path / "slow_to_import.py").write_text(code + f"pathlib.Path({str(done)!r}).touch()\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    session = start(preload=["slow_to_import"])
+    until(begun.exists, "the import begins")
+    members = [session.pid, *agent.descendants_of(session.pid)]
+    session.end(within_s=60)
+    assert not done.exists() and not os.path.exists(session.session_dir)
+    assert not [pid for pid in members if alive(pid)]
+
+
 def test_the_daemon_is_no_child_of_its_driver_and_has_a_session_of_its_own(session: LocalSession) -> None:
     assert session.pid not in agent.children_of(os.getpid())
     assert os.getsid(session.pid) == session.pid

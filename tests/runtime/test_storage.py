@@ -78,7 +78,8 @@ def test_a_batch_survives_kill_9_right_after_apply(tmp_path: Path) -> None:
     path = tmp_path / "gcs.db"
     program = (
         "import os, sys; from miniray.runtime.sqlite_storage import SqliteStorage\n"
-        "s = SqliteStorage(sys.argv[1]); s.claim(); s.apply([('kv', b'k%d' % i, b'v') for i in range(100)]); os.kill(os.getpid(), 9)"
+        "s = SqliteStorage(sys.argv[1]); s.claim()\n"
+        "s.apply([('kv', b'k%d' % i, b'v') for i in range(100)]); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(path)]).returncode == -9
     assert len(SqliteStorage(str(path)).load()) == 100

@@ -145,3 +145,12 @@ def test_what_a_process_does_not_load(module: str, unwanted: tuple[str, ...]) ->
     code = f"import sys, {module}; print([name for name in {unwanted!r} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_init_starts_its_daemon_before_anything_is_loaded() -> None:
+    """What `session` needs until the daemon's interpreter runs adds to the start of every session."""
+    unwanted = ("typing", "json", "logging", "re", "dataclasses", "threading", "subprocess", "miniray.api")
+    code = f"import sys, miniray.session; print([name for name in {unwanted!r} if name in sys.modules])"
+    command = [sys.executable, "-S", "-c", code]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
