@@ -9,7 +9,6 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from miniray import config
-from miniray.runtime_env.runtime_env import localized
 
 if TYPE_CHECKING:
     from miniray.runtime.worker import CoreWorker
@@ -27,7 +26,7 @@ def describe(
     if runtime_env is None:
         text = config.get("runtime_env")
         runtime_env = json.loads(text) if text else None
-    environment, packages = localized(runtime_env)
+    environment, packages = _environment(runtime_env)
     has_directory = bool(runtime_env and runtime_env.get("working_dir"))
     job = {
         "namespace": namespace or config.get("namespace") or _anonymous(),
@@ -38,6 +37,14 @@ def describe(
         "metadata": metadata,
     }
     return job, packages
+
+
+def _environment(runtime_env: Any) -> tuple[str, list[Package]]:
+    if not runtime_env:
+        return "", []
+    from miniray.runtime_env.runtime_env import localized  # loads half the standard library
+
+    return localized(runtime_env)
 
 
 def _aliases() -> list[str]:

@@ -6,6 +6,7 @@ An environment travels as canonical JSON (`miniray.runtime_env`), "" for none. P
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import Any
 
 SETUP_TIMEOUT_S = 600.0
@@ -15,6 +16,20 @@ NEEDS_SETUP = ("working_dir", "py_modules", "pip", "uv", "conda", "container", "
 """Fields for which something has to be made on the node before a worker starts."""
 
 HIDDEN = "***"
+
+
+@dataclass
+class Result:
+    """What a worker of this environment is started with."""
+
+    cwd: str = ""
+    path: list[str] = field(default_factory=list)
+    """Directories to import from, first ones first."""
+    python: str = ""
+    """The interpreter of its virtual environment."""
+    made: dict[str, int] = field(default_factory=dict)
+    """Directories it uses -> bytes."""
+    problem: str = ""
 
 
 def parse(runtime_env: str) -> dict[str, Any]:

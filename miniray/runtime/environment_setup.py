@@ -26,9 +26,11 @@ import traceback
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from miniray.core.environments import Result
 
 UNPACKED_LIMIT = 4 << 30
 ENTRY_LIMIT = 200_000
@@ -40,20 +42,6 @@ _PIECE = 1 << 20
 
 class Problem(Exception):
     """Why the environment cannot be made; its text is for people."""
-
-
-@dataclass
-class Result:
-    """What a worker of this environment is started with."""
-
-    cwd: str = ""
-    path: list[str] = field(default_factory=list)
-    """Directories to import from, first ones first."""
-    python: str = ""
-    """The interpreter of its virtual environment."""
-    made: dict[str, int] = field(default_factory=dict)
-    """Directories it uses -> bytes."""
-    problem: str = ""
 
 
 def main(request: dict[str, Any]) -> int:

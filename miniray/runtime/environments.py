@@ -17,15 +17,13 @@ import asyncio
 import hashlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from miniray.core import environments
-from miniray.runtime import agent, uploads
-from miniray.runtime.environment_setup import Result
+from miniray.core.environments import Result
+from miniray.runtime import agent, session_lock, uploads
 from miniray.runtime.workers import WorkerProcesses
 
 CACHE_BYTES = 10 << 30
@@ -78,7 +76,7 @@ class Environments:
             return
         making = self._making.get(key)
         if making is None:
-            making = self._making[key] = Making(secrets.token_bytes(16))
+            making = self._making[key] = Making(os.urandom(16))
             making.waiting[startup_token] = done
             self._begin(key, making, job_id, wanted, environments.setup_limit_s(fields))
         else:
@@ -189,9 +187,9 @@ class Environments:
             if directory not in used:
                 total -= self._sizes.pop(directory)
                 self._made = {key: made for key, made in self._made.items() if directory not in made.made}
-                doomed = f"{directory}.{secrets.token_hex(4)}"
+                doomed = f"{directory}.{os.urandom(4).hex()}"
                 os.rename(directory, doomed)
-                self._loop.run_in_executor(None, shutil.rmtree, doomed, True)
+                self._loop.run_in_executor(None, session_lock.remove, doomed)
 
 
 def _read(path: str) -> Result:

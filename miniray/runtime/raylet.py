@@ -25,6 +25,7 @@ from miniray import _native
 from miniray._proto import common_pb2 as common
 from miniray._proto import worker_pb2
 from miniray.core.contract import HEAD, Send
+from miniray.core.environments import Result
 from miniray.core.node import Node
 from miniray.core.node_effects import (
     STORE_FD,
@@ -45,7 +46,6 @@ from miniray.core.node_effects import (
 )
 from miniray.runtime import agent
 from miniray.runtime.clients import Client, ClientEvents, ClientServer
-from miniray.runtime.environment_setup import Result
 from miniray.runtime.environments import Environments
 from miniray.runtime.logs import Logs, without_marks
 from miniray.runtime.node_store import NodeStore

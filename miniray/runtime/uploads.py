@@ -7,7 +7,6 @@ last, under the URI itself, so a package that has one is whole.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -35,6 +34,8 @@ def upload(worker: CoreWorker, uri: str, write: Callable[[BinaryIO], None]) -> N
     found = worker.control.request("kv_get", gcs.KvGet(namespace=space(worker.job_id), key=name))
     if found.kv.found:
         return
+    import tempfile  # few jobs have packages, and every daemon loads this module
+
     with tempfile.TemporaryFile() as file:
         write(file)
         size = file.tell()

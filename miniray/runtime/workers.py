@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from miniray.core import environments
+from miniray.core.environments import Result
 from miniray.runtime import agent
-from miniray.runtime.environment_setup import Result
 from miniray.runtime.zygote import PACKET_LIMIT
 
 READ_AT_IMPORT = (
