@@ -27,7 +27,7 @@ class Inbox:
     def receive(self, now: float, worker: Worker, message: worker_pb2.ToRaylet, fd: int | None) -> None:
         """One message of a registered client; `fd` came with it."""
         kind = message.WhichOneof("body")
-        if kind == "channel_open":
+        if kind == "channel_open" and message.channel_open.target_node_id in (b"", self.node.node_id):
             self.node.relay.channel_opened(worker.worker_id, message.channel_open, fd)
             return
         if fd is not None:
@@ -55,6 +55,10 @@ class Inbox:
     def _on_relay(self, now: float, worker: Worker, message: worker_pb2.RelayBatch) -> None:
         alive = self.node.neighbours.reached(now, message.destination.node_id)
         self.node.relay.relay_sent(worker.worker_id, message, alive)
+
+    def _on_connection_wanted(self, now: float, worker: Worker, message: worker_pb2.ChannelOpen) -> None:
+        if self.node.neighbours.reached(now, message.target_node_id):
+            self.node.relay.connection_wanted(worker.worker_id, message)
 
     def _on_blocked(self, now: float, worker: Worker, message: worker_pb2.WorkerBlocked) -> None:
         self.node.leases.blocked(now, worker, message.blocked)
@@ -115,6 +119,7 @@ class Inbox:
 
 
 _HANDLERS: dict[str, Any] = {
+    "channel_open": Inbox._on_connection_wanted,
     "lease_request": Inbox._on_lease_request, "lease_cancel": Inbox._on_lease_cancel,
     "lease_return": Inbox._on_lease_return, "relay": Inbox._on_relay, "blocked": Inbox._on_blocked,
     "make_room": Inbox._on_make_room, "pull": Inbox._on_pull, "pull_cancel": Inbox._on_pull_cancel,

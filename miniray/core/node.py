@@ -289,6 +289,13 @@ class Node:
         self.leases.peer_lost(now, node_id)
         self.transfer.peer_lost(now, node_id)
 
+    def connection_came(self, now: float, hello: raylet_pb2.ChannelHello, fd: int) -> None:
+        """A worker of another node has connected to one of ours; `fd` is this end."""
+        if self.neighbours.reached(now, hello.source.node_id):
+            self.relay.connection_came(hello, fd)
+        else:
+            self.out.append(CloseFd(fd))
+
     # ---- asked for by clients of any node ----
 
     def lease_returned(self, now: float, message: worker_pb2.LeaseReturn) -> None:

@@ -35,6 +35,18 @@ class CloseFd:
 
 
 @dataclass(slots=True)
+class ConnectWorkers:
+    """Dial the data port of a node for a worker there, and offer the connection to our client.
+
+    No answer: where it does not succeed the relay goes on.
+    """
+
+    worker_id: bytes
+    node_id: bytes
+    target_worker_id: bytes
+
+
+@dataclass(slots=True)
 class DropClient:
     """Close a client's socket once what was sent before is written."""
 

@@ -1,13 +1,16 @@
 """Who talks to whom: channels and relays of this node's clients, and the news of a worker's end.
 
 A worker on this node is reached by a `ChannelOffer` (a shared-memory channel, brokered here), one
-on another node by `RelayBatch`es that both raylets pass on unread. Whoever has opened a channel
-to a worker, sent it a relay, or asked to watch it, hears of its end with one `WorkerGone`.
+on another node by `RelayBatch`es that both raylets pass on unread, until the two have a connection
+of their own: the raylets make it, data port to data port, and hand its ends to their workers.
+Whoever has opened a channel to a worker, sent it a relay, or asked to watch it, hears of its end
+with one `WorkerGone`.
 
 ::
 
     A ─ChannelOpen+fd─▶ raylet ─ChannelOffer+fd─▶ B             same node
-    A ─RelayBatch─▶ raylet ─PeerMessage─▶ raylet ─RelayBatch─▶ B   across nodes
+    A ─RelayBatch─▶ raylet ─PeerMessage─▶ raylet ─RelayBatch─▶ B   across nodes, at first
+    A ◀─ChannelOffer+fd─ raylet ═══ dial ═══▶ raylet ─ChannelOffer+fd─▶ B
 
 Pure; runs inside `core.node.Node`. Limit: of workers that have ended, the last `DEAD_KEPT`
 failures are remembered; older ones are answered with a plain "has ended".
@@ -21,7 +24,7 @@ from typing import Any
 from miniray._proto import common_pb2 as common
 from miniray._proto import raylet_pb2, worker_pb2
 from miniray.core.contract import Send
-from miniray.core.node_effects import CloseFd, ToClient, to_client
+from miniray.core.node_effects import CloseFd, ConnectWorkers, ToClient, to_client
 
 DEAD_KEPT = 1024
 
@@ -80,6 +83,23 @@ class Relay:
             return
         self.contact(worker_id, node_id, target)
         self.out.append(Send(node_id, raylet_pb2.PeerMessage(relay=batch)))
+
+    def connection_wanted(self, worker_id: bytes, message: worker_pb2.ChannelOpen) -> None:
+        """A client would like a connection of its own to a worker of another node, which lives."""
+        node_id, target = message.target_node_id, message.target_worker_id
+        self.contact(worker_id, node_id, target)
+        self.out.append(ConnectWorkers(worker_id, node_id, target))
+
+    def connection_came(self, hello: raylet_pb2.ChannelHello, fd: int) -> None:
+        """A worker of another node, which lives, has a connection for one of ours."""
+        source, target = hello.source, hello.target_worker_id
+        if target not in self.clients:
+            self.out.append(CloseFd(fd))
+            return
+        self.listen_from(target, source.node_id)
+        self.contact(target, source.node_id, source.worker_id)
+        offer = worker_pb2.ChannelOffer(source=source, connection=True)
+        self.out.append(to_client(target, fd, channel_offer=offer))
 
     def watch_requested(self, worker_id: bytes, watch: worker_pb2.WatchWorker, node_alive: bool) -> None:
         """A client must hear of the end of a worker that it has no channel to."""

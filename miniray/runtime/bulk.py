@@ -1,4 +1,4 @@
-"""Object bytes between nodes over plain sockets, on a port of their own beside gRPC.
+"""The data port: object bytes between nodes over plain sockets, and connections of their workers.
 
 ::
 
@@ -6,11 +6,13 @@
       connect ─────────────────────────────────────▶
       ◀──────────────────────────── 32 random bytes
       HMAC-SHA256(token, those bytes) ─────────────▶ compared in constant time, else closed
-      u32 length | FetchRequest ───────────────────▶
+      u32 length | BulkRequest fetch ──────────────▶
       ◀── u32 length | Chunk (size, owner or failure, no data) | the bytes
-      next FetchRequest …
+      next BulkRequest …                               or, as the only one:
+      u32 length | BulkRequest channel ────────────▶ its end goes to the worker named, this one
+                                                     to the worker that asked for it
 
-The bytes go from segment to segment: `sendall` on the source's view, `recv_into` on the reader's,
+An object's bytes go from segment to segment: `sendall` on the source's view, `recv_into` on the reader's,
 in a thread each and without the GIL (ten times the throughput per CPU of a gRPC stream). Greeting
 and requests are handled on the loop. A reader keeps idle connections for the next object.
 
@@ -30,12 +32,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+from google.protobuf.message import DecodeError
+
 from miniray._proto import raylet_pb2
 
 STREAMS = 8
 IDLE_S = 30.0
 STALL_S = 30.0
 """A transfer that moves nothing for so long has failed."""
+CONNECT_S = 5.0
+UNREACHED_MS = 10_000
+"""A connection of two workers on which nothing is acknowledged for so long breaks; they relay again."""
 CHALLENGE_BYTES = 32
 MAX_REQUEST = 64 * 1024
 PIECE_BYTES = 8 << 20
@@ -64,12 +71,15 @@ def proof(token: str, challenge: bytes) -> bytes:
 
 
 class BulkServer:
-    """Serves objects to other nodes; `open_source(request)` is called on the loop."""
+    """Serves other nodes. Called on the loop: `open_source(request)` for an object to be read,
+    `on_channel(hello, fd)` for a connection to one of our workers; the descriptor is its own."""
 
     def __init__(self, host: str, port: int, token: str,
-                 open_source: Callable[[raylet_pb2.FetchRequest], Source]) -> None:
+                 open_source: Callable[[raylet_pb2.FetchRequest], Source],
+                 on_channel: Callable[[raylet_pb2.ChannelHello, int], None]) -> None:
         self._token = token
         self._open_source = open_source
+        self._on_channel = on_channel
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(STREAMS, "bulk-send")
         self._connections: set[asyncio.Task[None]] = set()
@@ -103,14 +113,19 @@ class BulkServer:
             if not hmac.compare_digest(answer, proof(self._token, challenge)):
                 return
             while True:
-                await self._answer(sock, await _read_message(self._loop, sock))
-        except (OSError, EOFError, ValueError, asyncio.TimeoutError):
+                request = raylet_pb2.BulkRequest.FromString(await _read_message(self._loop, sock))
+                if request.HasField("channel"):
+                    set_up_for_frames(sock)
+                    self._on_channel(request.channel, sock.detach())
+                    return
+                await self._answer(sock, request.fetch)
+        except (OSError, EOFError, ValueError, DecodeError, asyncio.TimeoutError):
             pass  # the reader has gone, or is none
         finally:
             sock.close()
 
-    async def _answer(self, sock: socket.socket, request: bytes) -> None:
-        source = self._open_source(raylet_pb2.FetchRequest.FromString(request))
+    async def _answer(self, sock: socket.socket, request: raylet_pb2.FetchRequest) -> None:
+        source = self._open_source(request)
         complete = False
         try:
             header = source.header.SerializeToString()
@@ -153,10 +168,10 @@ class BulkReader:
                 header = await self._ask(sock, request)
             except (OSError, EOFError):  # the source closed it meanwhile
                 sock.close()
-                sock = await self._connect(address)
+                sock = await connect(self._loop, address, self._token)
                 header = await self._ask_fresh(sock, request)
         else:
-            sock = await self._connect(address)
+            sock = await connect(self._loop, address, self._token)
             header = await self._ask_fresh(sock, request)
         try:
             view = begin(header)
@@ -177,22 +192,6 @@ class BulkReader:
         else:
             sock.close()
 
-    async def _connect(self, address: Address) -> socket.socket:
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setblocking(False)
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await asyncio.wait_for(self._loop.sock_connect(sock, address), 5.0)
-            challenge = await _read(self._loop, sock, CHALLENGE_BYTES)
-            await self._loop.sock_sendall(sock, proof(self._token, challenge))
-        except BaseException as error:
-            sock.close()
-            if isinstance(error, (EOFError, asyncio.TimeoutError)):
-                raise ConnectionError(f"{address[0]}:{address[1]} does not answer") from None
-            raise
-        return sock
-
     async def _ask_fresh(self, sock: socket.socket, request: raylet_pb2.FetchRequest) -> raylet_pb2.Chunk:
         try:
             return await self._ask(sock, request)
@@ -203,12 +202,51 @@ class BulkReader:
             raise
 
     async def _ask(self, sock: socket.socket, request: raylet_pb2.FetchRequest) -> raylet_pb2.Chunk:
-        body = request.SerializeToString()
-        await self._loop.sock_sendall(sock, _LENGTH.pack(len(body)) + body)
+        await _write_message(self._loop, sock, raylet_pb2.BulkRequest(fetch=request))
         return raylet_pb2.Chunk.FromString(await _read_message(self._loop, sock))
 
 
 # ---- on the loop ----
+
+
+async def connect(loop: asyncio.AbstractEventLoop, address: Address, token: str) -> socket.socket:
+    """A connection to another node's data port that has shown the token. OSError."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.wait_for(loop.sock_connect(sock, address), CONNECT_S)
+        challenge = await _read(loop, sock, CHALLENGE_BYTES)
+        await loop.sock_sendall(sock, proof(token, challenge))
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, (EOFError, asyncio.TimeoutError)):
+            raise ConnectionError(f"{address[0]}:{address[1]} does not answer") from None
+        raise
+    return sock
+
+
+async def connect_workers(
+    loop: asyncio.AbstractEventLoop, address: Address, token: str, hello: raylet_pb2.ChannelHello
+) -> int:
+    """The descriptor of a connection whose other end goes to a worker of that node. OSError.
+
+    Whether the worker is there shows in use: the connection ends at once if it is not.
+    """
+    sock = await connect(loop, address, token)
+    try:
+        await _write_message(loop, sock, raylet_pb2.BulkRequest(channel=hello))
+        set_up_for_frames(sock)
+        return sock.detach()
+    finally:
+        sock.close()
+
+
+def set_up_for_frames(sock: socket.socket) -> None:
+    """For two workers: nothing waits to be gathered, and a peer that is out of reach is noticed."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREACHED_MS)
 
 
 async def _read(loop: asyncio.AbstractEventLoop, sock: socket.socket, count: int) -> bytes:
@@ -227,6 +265,13 @@ async def _read_message(loop: asyncio.AbstractEventLoop, sock: socket.socket) ->
     if length > MAX_REQUEST:
         raise ValueError("message too long")
     return await _read(loop, sock, length)
+
+
+async def _write_message(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, message: raylet_pb2.BulkRequest
+) -> None:
+    body = message.SerializeToString()
+    await loop.sock_sendall(sock, _LENGTH.pack(len(body)) + body)
 
 
 async def _in_thread(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor, sock: socket.socket,

@@ -36,8 +36,6 @@ BUFFER_LIMIT = 1 << 30
 READ_BYTES = 256 * 1024
 MAX_FDS = 16
 WRITE_PARTS = 64
-RELAY_JOIN_BYTES = 1 << 20
-"""Relay batches of one read are joined up to this size."""
 _LENGTH = struct.Struct("<I")
 
 
@@ -58,43 +56,6 @@ class Client:
     closing: bool = False
     """Closed as soon as `unsent` is empty."""
     closed: bool = False
-
-
-class RelayRun:
-    """Joins batches that follow one another to the same worker: each costs its way only once."""
-
-    __slots__ = ("_first", "_parts", "_size", "_worker")
-
-    def __init__(self) -> None:
-        self._first: ToRaylet | None = None
-        self._worker = b""
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    def takes(self, message: ToRaylet) -> bool:
-        """True: `message` is a batch and continues the run, or begins one."""
-        if message.WhichOneof("body") != "relay":
-            return False
-        relay = message.relay
-        if self._first is None:
-            self._first, self._worker = message, relay.destination.worker_id
-        elif relay.destination.worker_id != self._worker or self._size > RELAY_JOIN_BYTES:
-            return False
-        self._parts.append(relay.frames)
-        self._size += len(relay.frames)
-        return True
-
-    def end(self) -> ToRaylet | None:
-        """The joined batch, None when there is none; the next run may begin."""
-        message = self._first
-        if message is None:
-            return None
-        if len(self._parts) > 1:
-            message.relay.frames = b"".join(self._parts)
-        self._first = None
-        self._parts = []
-        self._size = 0
-        return message
 
 
 @dataclass(slots=True)
@@ -174,7 +135,6 @@ class ClientServer:
         """Take complete messages out of the buffer."""
         buffer = client.received
         at = 0
-        relays = RelayRun()
         while len(buffer) - at >= 4 and not client.closed:
             (length,) = _LENGTH.unpack_from(buffer, at)
             if length > (MAX_MESSAGE if client.registered else MAX_GREETING):
@@ -183,18 +143,8 @@ class ClientServer:
                 break
             message = ToRaylet.FromString(bytes(memoryview(buffer)[at + 4 : at + 4 + length]))
             at += 4 + length
-            if relays.takes(message):
-                continue
-            self._handle_relays(client, relays)
-            if not relays.takes(message):
-                self._handle(client, message)
-        del buffer[:at]
-        self._handle_relays(client, relays)
-
-    def _handle_relays(self, client: Client, relays: RelayRun) -> None:
-        message = relays.end()
-        if message is not None:
             self._handle(client, message)
+        del buffer[:at]
 
     def _handle(self, client: Client, message: ToRaylet) -> None:
         if client.registered:

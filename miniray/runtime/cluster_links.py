@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Callable
 
 from miniray import config
 from miniray._proto import raylet_pb2
+from miniray.core.node_effects import ConnectWorkers
 from miniray.runtime import rpc
-from miniray.runtime.bulk import BulkReader, BulkServer
+from miniray.runtime.bulk import BulkReader, BulkServer, connect_workers
 from miniray.runtime.links import LinkEvents, PeerEvents, PeerLinks, Stream, StreamEnded
 from miniray.runtime.objects import Begin
 from miniray.runtime.raylet import Raylet
@@ -50,13 +51,16 @@ class ClusterLinks:
         raylet.head = self._head
         raylet.peers = self._peers
         raylet.objects.fetch_port = self._fetch
+        raylet.connect_port = self._connect_workers
+        self._connecting: set[asyncio.Task[None]] = set()
 
     async def listen(self, host: str, port: int, data_port: int) -> None:
         """Open this node's ports (0: any). PortInUse, RpcError, OSError."""
         objects = self._raylet.objects
         self._server = await rpc.serve_raylet(host, port, self._token, self._peers, objects.serve)
         self.port = self._server.port
-        self._bulk = BulkServer(host, data_port, self._token, objects.open_source)
+        self._bulk = BulkServer(
+            host, data_port, self._token, objects.open_source, self._raylet.connection_came)
         self.data_port = self._bulk.port
 
     async def flush(self, within_s: float) -> None:
@@ -71,6 +75,8 @@ class ClusterLinks:
         self._head.close()
         self._peers.close()
         self._reader.close()
+        for task in self._connecting:
+            task.cancel()
         if self._bulk is not None:
             self._bulk.close()
 
@@ -94,6 +100,25 @@ class ClusterLinks:
 
     async def _dial(self, address: str) -> Stream:
         return await rpc.dial_raylet(address, self._token, self._node_id)
+
+    def _connect_workers(self, effect: ConnectWorkers) -> None:
+        task = asyncio.get_running_loop().create_task(self._connect(effect))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self, effect: ConnectWorkers) -> None:
+        info = self._raylet.node.peers.get(effect.node_id)
+        if info is None or not info.data_port:
+            return
+        hello = raylet_pb2.ChannelHello(target_worker_id=effect.target_worker_id)
+        hello.source.node_id, hello.source.worker_id = self._node_id, effect.worker_id
+        address = (info.host, info.data_port)
+        try:
+            fd = await connect_workers(asyncio.get_running_loop(), address, self._token, hello)
+        except OSError as error:
+            log.info("no connection of workers to %s:%d: %s", *address, error)
+            return
+        self._raylet.connection_made(effect, fd)
 
     async def _fetch(self, node_id: bytes, request: raylet_pb2.FetchRequest, begin: Begin) -> None:
         info = self._raylet.node.peers.get(node_id)

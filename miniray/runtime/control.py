@@ -41,6 +41,7 @@ class Control:
 
     def start(self) -> None:
         """Start the I/O thread."""
+        self.worker.raylet.wait_readable = self.worker.connections.wait_readable
         self._thread.start()
 
     def join(self) -> None:
@@ -178,9 +179,18 @@ class Control:
 
     def _channel_offer(self, message: wire.ChannelOffer) -> None:
         fd = self.worker.raylet.take_fd()
+        address = (message.source.node_id, message.source.worker_id)
         with self.worker.lock:
-            self.worker.peers.offered((message.source.node_id, message.source.worker_id), fd)
+            if message.connection:
+                self.worker.peers.connected_to(self.worker.connections.add(address, fd))
+                return
+            self.worker.peers.offered(address, fd)
         os.close(fd)
+
+    def _relay_hold(self, message: wire.RelayHold) -> None:
+        with self.worker.lock:
+            destination = message.destination
+            self.worker.peers.hold((destination.node_id, destination.worker_id), message.hold)
 
     def _channel_refused(self, message: wire.ChannelRefused) -> None:
         self._worker_gone(wire.WorkerGone(address=message.target, failure=message.failure))
@@ -191,7 +201,7 @@ class Control:
 
     def _relay(self, message: wire.RelayBatch) -> None:
         with self.worker.lock:
-            self.worker.peers.relayed((message.source.node_id, message.source.worker_id), message.frames)
+            self.worker.peers.carried((message.source.node_id, message.source.worker_id), message.frames)
             self.worker.drain()
         if self.worker.callbacks:
             self.worker.run_callbacks()
@@ -219,6 +229,7 @@ _MESSAGES: dict[str | None, Callable[[Control, Any], None]] = {
     "channel_refused": Control._channel_refused,
     "worker_gone": Control._worker_gone,
     "relay": Control._relay,
+    "relay_hold": Control._relay_hold,
     "room": lambda control, m: control._answered(m.request_id, m),
     "pull": lambda control, m: control._answered(m.request_id, m),
     "control": lambda control, m: control._answered(m.request_id, m),

@@ -4,7 +4,8 @@ A worker may write replies into its ring and die before it rings the bell, and t
 death take another way: the raylet's socket, or the GCS when it was an actor. They may overtake
 what the dead one has said, and a result that was there would count as lost. So a death is only
 noted here; the drainer acts on it when it has read all rings once more. What the GCS tells of an
-actor whose process still has calls of ours waits for that as well.
+actor whose process still has calls of ours waits for that as well. What a dead process of another
+node has sent over a connection comes before that connection's end.
 
 All methods run under the worker's lock; `turn` and `tick` on the drainer.
 """
@@ -34,13 +35,25 @@ class Departures:
         self._worker = worker
         self._announced: deque[wire.WorkerGone] = deque()
         self._seen = 0  # how many of these were there before the rings were last read
+        self._connected: dict[Address, tuple[float, wire.WorkerGone]] = {}
         self._then: dict[Address, tuple[float, list[Callable[[], None]]]] = {}
 
     def announced(self, message: wire.WorkerGone) -> None:
         """The raylet says that a process has ended."""
-        self._worker.peers.look((message.address.node_id, message.address.worker_id))
+        address = (message.address.node_id, message.address.worker_id)
+        if message.failure.kind != pb.NODE_DIED and self._worker.peers.is_connected(address):
+            self._connected.setdefault(address, (time.monotonic() + NEWS_WAIT_S, message))
+            return
+        self._worker.peers.look(address)
         self._announced.append(message)
         self._worker.pump.wake()
+
+    def disconnected(self, address: Address) -> None:
+        """The last connection to the worker at `address` has ended, and all that came is handled."""
+        waiting = self._connected.pop(address, None)
+        if waiting is not None:
+            self._announced.append(waiting[1])
+            self._worker.pump.wake()
 
     def after(self, address: Address, then: Callable[[], None]) -> None:
         """Call `then` once the process at `address` is struck out, or `NEWS_WAIT_S` are over."""
@@ -64,6 +77,8 @@ class Departures:
         """Do not wait for ever for a word that may have been lost with a raylet."""
         for address in [address for address, (due, _) in self._then.items() if due <= now]:
             self._go_on(address)
+        for address in [address for address, (due, _) in self._connected.items() if due <= now]:
+            self.disconnected(address)
 
     def _strike_out(self, gone: wire.WorkerGone) -> None:
         worker = self._worker

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from miniray.runtime.worker import CoreWorker
 
 
-def drain(worker: CoreWorker) -> None:
-    """Carry out all that is in the outbox, and what follows from it."""
+def drain(worker: CoreWorker, burst: bool = False) -> None:
+    """Carry out all that is in the outbox, and what follows from it. `burst`: more calls may come."""
     out = worker.owner.out
     i = 0
     while i < len(out):
@@ -43,7 +43,7 @@ def drain(worker: CoreWorker) -> None:
         else:
             _EFFECTS[kind](worker, effect)
     out.clear()
-    worker.peers.end_turn()
+    worker.peers.end_turn(burst)
 
 
 def _lease_wanted(worker: CoreWorker, effect: LeaseWanted) -> None:

@@ -1,23 +1,27 @@
 """The other workers this process speaks to: channels, function numbers, and incoming frames.
 
 One `Peer` per address. The side that speaks first opens the channel: a ring when the other lives
-on this node (its memfd goes through the raylet), a relay otherwise. If both open at once, each
+on this node (its memfd goes through the raylet), a circuit otherwise. If both open at once, each
 sends on its own, so order holds per direction. All methods run under the worker's lock.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from miniray._proto.worker_pb2 import ChannelOpen, ToRaylet
+from miniray._proto import common_pb2 as pb
+from miniray._proto.worker_pb2 import ChannelOpen, RelayBatch, ToRaylet, WorkerGone
+from miniray.core.circuit import Forgotten, goodbye
 from miniray.core.directory import FAILED, INLINE, STORED, Address
 from miniray.core.owner import Result
 from miniray.core.submission import Remote
 from miniray.runtime import frames
-from miniray.runtime.transport import RING_BYTES, RelayChannel, RingChannel, split_batch
+from miniray.runtime.transport import RING_BYTES, CircuitChannel, RingChannel
 
 if TYPE_CHECKING:
+    from miniray.runtime.connections import WorkerConnection
     from miniray.runtime.worker import CoreWorker
 
 
@@ -43,7 +47,8 @@ class Peers:
     def __init__(self, worker: CoreWorker) -> None:
         self._worker = worker
         self._peers: dict[Address, Peer] = {}
-        self.turn: list[Any] = []  # channels to flush when the turn ends
+        self.turn: list[CircuitChannel] = []  # channels to flush when the turn ends
+        self._reminded = False
         self._handlers: dict[int, Any] = {
             frames.REPLY: self._replied,
             frames.PUSH: self._pushed,
@@ -86,7 +91,47 @@ class Peers:
             opening = ChannelOpen(target_worker_id=peer.address[1], capacity=RING_BYTES)
             worker.raylet.send(ToRaylet(channel_open=opening), native.fd)
         else:
-            peer.channel = RelayChannel(worker.raylet.send, self.turn, worker.address, peer.address)
+            self._open_circuit(peer, -math.inf)
+
+    def _open_circuit(self, peer: Peer, now: float) -> CircuitChannel:
+        address = peer.address
+        opening = ChannelOpen(target_node_id=address[0], target_worker_id=address[1])
+        channel = peer.channel = CircuitChannel(
+            lambda batch: self._relay(address, batch),
+            lambda: self._worker.raylet.send(ToRaylet(channel_open=opening)),
+            self.turn, now)  # fmt: skip
+        return channel
+
+    def _relay(self, address: Address, frames: bytes) -> None:
+        batch = RelayBatch(frames=frames)
+        batch.source.node_id, batch.source.worker_id = self._worker.address
+        batch.destination.node_id, batch.destination.worker_id = address
+        self._worker.raylet.send(ToRaylet(relay=batch))
+
+    def connected_to(self, connection: WorkerConnection) -> None:
+        """The raylets have made a connection to a worker of another node."""
+        peer = self.of(connection.address)
+        channel = peer.channel or self._open_circuit(peer, time.monotonic())
+        channel.connected(connection)
+
+    def disconnected(self, connection: WorkerConnection) -> None:
+        """It has ended, and everything that came over it is handled."""
+        peer = self._peers.get(connection.address)
+        if peer is not None and peer.channel is not None:
+            peer.channel.disconnected(connection)
+            if not peer.channel.is_connected:
+                self._worker.departures.disconnected(connection.address)
+
+    def is_connected(self, address: Address) -> bool:
+        """Frames of the worker at `address` may still come over a connection."""
+        peer = self._peers.get(address)
+        return peer is not None and isinstance(peer.channel, CircuitChannel) and peer.channel.is_connected
+
+    def hold(self, address: Address, held: bool) -> None:
+        """The raylets have (no longer) too much for that worker; on this node nothing goes through them."""
+        peer = self._peers.get(address)
+        if peer is not None and isinstance(peer.channel, CircuitChannel):
+            peer.channel.hold(held)
 
     def hears_of(self, address: Address) -> bool:
         """The raylet knows of a channel to the worker at `address`, and will tell of its end."""
@@ -156,12 +201,20 @@ class Peers:
         flags = frames.RETRY_EXCEPTIONS if template.retry_exceptions and record.retries_left else 0
         peer.channel.send(pack(record, number, flags, self._worker.address, pack_error))
 
-    def end_turn(self) -> None:
-        """Hand on what was gathered."""
-        if self.turn:
-            turn, self.turn[:] = list(self.turn), []
-            for channel in turn:
-                channel.flush()
+    def end_turn(self, burst: bool = False) -> None:
+        """Hand on what was gathered. `burst`: the caller may be about to make more calls."""
+        turn = self.turn
+        if not turn:
+            return
+        if burst and all(channel.gathers() for channel in turn):
+            if not self._reminded:
+                self._reminded = True
+                self._worker.pump.wake()  # whoever drains, drains this too if the caller does not
+            return
+        self._reminded = False
+        channels, turn[:] = list(turn), []
+        for channel in channels:
+            channel.flush()
 
     # ---- incoming frames
 
@@ -185,10 +238,30 @@ class Peers:
             else:
                 handlers[kind](peer, frame, now)
 
-    def relayed(self, address: Address, batch: bytes) -> None:
-        """Frames that came through the raylets."""
+    def carried(self, address: Address, batch: bytes) -> None:
+        """A batch of a circuit, relayed or over a connection."""
         peer = self.of(address)
-        self.handle([(peer, frame) for frame in split_batch(batch)])
+        channel = peer.channel or self._open_circuit(peer, time.monotonic())
+        try:
+            received = channel.unpack(batch)
+        except Forgotten:
+            self._disagree(address, batch)
+            return
+        if received:
+            self.handle([(peer, frame) for frame in received])
+        channel.acknowledge()
+
+    def _disagree(self, address: Address, batch: bytes) -> None:
+        """One of us was told that the other is dead, and has gone on without it: so must the other."""
+        if batch != goodbye():
+            self.gone(address)
+            self._relay(address, goodbye())
+            return
+        failure = pb.Failure(kind=pb.WORKER_DIED, message=(
+            f"worker {address[1].hex()[:8]} on node {address[0].hex()[:8]} took this process for dead"))
+        gone = WorkerGone(failure=failure)
+        gone.address.node_id, gone.address.worker_id = address
+        self._worker.departures.announced(gone)
 
     def _replied(self, peer: Peer, frame: bytes, now: float) -> None:
         call, spent, results, retained = frames.unpack_reply(frame)

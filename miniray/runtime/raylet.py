@@ -23,13 +23,14 @@ from typing import Any, Protocol
 
 from miniray import _native
 from miniray._proto import common_pb2 as common
-from miniray._proto import worker_pb2
+from miniray._proto import raylet_pb2, worker_pb2
 from miniray.core.contract import HEAD, Send
 from miniray.core.environments import Result
 from miniray.core.node import Node
 from miniray.core.node_effects import (
     STORE_FD,
     CloseFd,
+    ConnectWorkers,
     DeleteObjects,
     DropClient,
     DropSpilled,
@@ -43,6 +44,7 @@ from miniray.core.node_effects import (
     StopWorker,
     SurveyStore,
     ToClient,
+    to_client,
 )
 from miniray.runtime import agent
 from miniray.runtime.clients import Client, ClientEvents, ClientServer
@@ -108,6 +110,8 @@ class Raylet:
         self._store = NodeStore(store)
         self.head: HeadPort | None = None
         self.peers: PeersPort = NoPeers()
+        self.connect_port: Callable[[ConnectWorkers], None] = lambda effect: None
+        """Dials for two workers; `connection_made` if it succeeds."""
         self._on_stop = on_stop
         self._loop = asyncio.get_running_loop()
         self._processes: dict[bytes, Process] = {}
@@ -133,6 +137,7 @@ class Raylet:
             RestoreObject: self.objects.restore, DropSpilled: self.objects.drop_spilled,
             StartFetch: self.objects.start_fetch, StopFetch: self.objects.stop_fetch,
             ForgetPeer: lambda e: self.peers.forget(e.node_id),
+            ConnectWorkers: self._do_connect_workers,
             StopNode: lambda e: self._on_stop(e.reason, e.failed),
         }  # fmt: skip
 
@@ -220,6 +225,18 @@ class Raylet:
         """Another raylet has started afresh: all that was there is gone."""
         self.node.peer_restarted(self._loop.time(), node_id)
         self.turn()
+
+    def connection_came(self, hello: raylet_pb2.ChannelHello, fd: int) -> None:
+        """A worker of another node has dialled one of ours; `fd` is this end."""
+        self.node.connection_came(self._loop.time(), hello, fd)
+        self.turn()
+
+    def connection_made(self, wanted: ConnectWorkers, fd: int) -> None:
+        """Our client's connection to a worker of another node."""
+        source = common.Address(node_id=wanted.node_id, worker_id=wanted.target_worker_id)
+        offer = worker_pb2.ChannelOffer(source=source, connection=True)
+        self._do_to_client(to_client(wanted.worker_id, fd, channel_offer=offer))
+        self._clients.flush()
 
     def _register(self, client: Client, register: worker_pb2.Register) -> None:
         try:
@@ -363,6 +380,9 @@ class Raylet:
         if fd == STORE_FD:
             fd = os.dup(self._store.native.fd)
         self._clients.send(process.client, effect.message, fd)
+
+    def _do_connect_workers(self, effect: ConnectWorkers) -> None:
+        self.connect_port(effect)
 
     def _do_drop_client(self, effect: DropClient) -> None:
         process = self._processes.get(effect.worker_id)

@@ -34,6 +34,8 @@ class RayletClient:
         self._fds: deque[int] = deque()
         self.closed = False
         self.on_closed: Callable[[], None] = lambda: None
+        self.wait_readable: Callable[[], None] = lambda: None
+        """Called before `receive` blocks; returns when there is something to read, or blocking is right."""
 
     def register(self, register: Register) -> tuple[Registered, int]:
         """Introduce this process; returns the raylet's answer and the store's descriptor (-1: refused)."""
@@ -75,6 +77,7 @@ class RayletClient:
                     message = ToWorker.FromString(bytes(buffer[4 : 4 + length]))
                     del buffer[: 4 + length]
                     return message
+            self.wait_readable()
             try:
                 data, fds, _flags, _address = socket.recv_fds(
                     self._sock, 1 << 18, 16, socket.MSG_CMSG_CLOEXEC
@@ -89,6 +92,11 @@ class RayletClient:
                 self._end()
                 return None
             buffer += data
+
+    @property
+    def number(self) -> int:
+        """The descriptor of the connection."""
+        return self._sock.fileno()
 
     def take_fd(self) -> int:
         """The descriptor that came with the last message that announced one; -1 if there is none."""

@@ -1,9 +1,9 @@
 """Channels: ordered frames from this worker to another, without ever blocking the sender.
 
-The port has two implementations: a shared-memory ring to a worker of the same node and a relay
-through the raylets to any other. Frames that do not fit into the ring now wait in the channel's
-own backlog; `flush` is called when there is room again. Frames larger than half a ring travel in
-fragments that the receiver's native side joins.
+The port has two implementations: a shared-memory ring to a worker of the same node and a circuit
+to any other. Frames that there is no room for now wait in the channel's own backlog; `flush` is
+called when there is room again. Frames larger than half a ring travel in fragments that the
+receiver's native side joins.
 
 Called under the worker's lock. A channel whose peer died drops what it is given: the machine
 learns of the death from the raylet.
@@ -12,11 +12,12 @@ learns of the death from the raylet.
 from __future__ import annotations
 
 import struct
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from miniray._proto.worker_pb2 import RelayBatch, ToRaylet
-from miniray.core.directory import Address
+from miniray.core.circuit import HEADER, Circuit
 
 RING_BYTES = 64 * 1024
 """Capacity of one direction of a ring."""
@@ -92,61 +93,163 @@ class RingChannel:
         self.native.close()
 
 
-class RelayChannel:
-    """Frames that both raylets pass on; gathered into one batch per turn."""
+class Connection(Protocol):
+    """A connection of two workers; see `runtime.connections`."""
 
-    __slots__ = ("_send", "_source", "_destination", "_parts", "_bytes", "closed", "_turn")
+    def write(self, batch: bytes) -> None:
+        """Send a batch, in order; one that breaks on it is found out by its reader."""
+
+    def close(self) -> None:
+        """Nothing more in either direction."""
+
+
+class CircuitChannel:
+    """Frames to a worker of another node: relayed at first, then over a connection of the two.
+
+    The batches are those of a `core.circuit.Circuit`, so a connection may come, break and come
+    again. `relay(batch)` hands one to the raylet, `connect()` asks it for a connection.
+    """
+
+    __slots__ = (
+        "_bytes", "_connect", "_connected_at", "_connections", "_held", "_in_turn", "_parts", "_relay",
+        "_turn", "_waiting", "_written_at", "circuit", "closed", "connection",
+    )  # fmt: skip
 
     BATCH_BYTES = 256 * 1024
+    GATHER_BYTES = 16 * 1024
+    GATHER_S = 0.0001
+    """Calls made so soon after a batch has left wait for more to leave with them."""
+    CONNECT_AGAIN_S = 5.0
 
-    def __init__(self, send: Any, turn: list[Any], source: Address, destination: Address) -> None:
-        self._send = send
+    def __init__(
+        self, relay: Callable[[bytes], None], connect: Callable[[], None], turn: list[Any], now: float
+    ) -> None:
+        """`now`: the other end has spoken first, and has asked for a connection; else minus infinity."""
+        self._relay = relay
+        self._connect = connect
+        self._connected_at = now
         self._turn = turn  # channels to flush at the end of the worker's turn
-        self._source = source
-        self._destination = destination
         self._parts: list[bytes] = []
         self._bytes = 0
+        self._waiting: deque[list[bytes]] = deque()
+        self._in_turn = False
+        self._held = False
+        self._written_at = 0.0
+        self._connections: list[Connection] = []
+        self.circuit = Circuit()
+        self.connection: Connection | None = None
         self.closed = False
 
+    # ---- frames out
+
     def send(self, frame: bytes, quiet: bool = False) -> None:
-        """Add the frame to the turn's batch."""
+        """Add the frame to the turn's batch; a quiet one may stay until another or `flush` takes it along."""
         if self.closed:
             return
-        if not self._parts:
+        if not quiet and not self._in_turn:
+            self._in_turn = True
             self._turn.append(self)
         self._parts.append(_LENGTH.pack(len(frame)))
         self._parts.append(frame)
         self._bytes += len(frame)
         if self._bytes >= self.BATCH_BYTES:
-            self.flush()
+            self._write()
 
     def flush(self) -> None:
-        """Hand the batch to the raylet."""
-        if not self._parts or self.closed:
+        """Send what was gathered."""
+        self._in_turn = False
+        self._write()
+
+    def gathers(self) -> bool:
+        """A burst of calls is being made: let it grow before it leaves (it stays in the turn)."""
+        return self._bytes < self.GATHER_BYTES and time.monotonic() - self._written_at < self.GATHER_S
+
+    def _write(self) -> None:
+        """Batches as far as the window and the raylet allow."""
+        if self._parts:
+            self._waiting.append(self._parts)
+            self._parts = []
+            self._bytes = 0
+        if not self._waiting or self.closed:
             return
-        batch = RelayBatch(frames=b"".join(self._parts))
-        batch.source.node_id, batch.source.worker_id = self._source
-        batch.destination.node_id, batch.destination.worker_id = self._destination
-        self._parts = []
-        self._bytes = 0
-        self._send(ToRaylet(relay=batch))
+        while self._waiting and not self.circuit.is_full and (self.connection is not None or not self._held):
+            self._carry(self.circuit.pack(self._waiting.popleft()))
+        self._written_at = now = time.monotonic()
+        if self.connection is None and now - self._connected_at >= self.CONNECT_AGAIN_S:
+            self._connected_at = now
+            self._connect()
+
+    def _carry(self, batch: bytes) -> None:
+        if self.connection is not None:
+            self.connection.write(batch)
+        else:
+            self._relay(batch)
+
+    def hold(self, held: bool) -> None:
+        """The raylets have, or no longer have, too much for this worker already."""
+        self._held = held
+        self._write()
 
     @property
     def backlog(self) -> int:
-        return 0
+        return len(self._waiting) + bool(self._parts)
+
+    # ---- carriers
+
+    def connected(self, connection: Connection) -> None:
+        """A connection is there: it begins with what may not have come over."""
+        self._connections.append(connection)
+        if not self.closed:
+            self.connection = connection
+            self._carry_again()
+
+    def disconnected(self, connection: Connection) -> None:
+        """It has ended: back to another one, or the relay."""
+        if connection in self._connections:
+            self._connections.remove(connection)
+        if connection is self.connection and not self.closed:
+            self.connection = self._connections[-1] if self._connections else None
+            self._carry_again()
+
+    def _carry_again(self) -> None:
+        for batch in self.circuit.unacknowledged():
+            self._carry(batch)
+        self._write()
+
+    @property
+    def is_connected(self) -> bool:
+        """Frames may still come over a connection."""
+        return bool(self._connections)
 
     def close(self) -> None:
         self.closed = True
         self._parts = []
+        self._waiting.clear()
+        for connection in self._connections:
+            connection.close()
+
+    # ---- frames in
+
+    def unpack(self, batch: bytes) -> list[bytes]:
+        """The frames of a batch that came by either carrier. Raises `core.circuit.Forgotten`."""
+        new = self.circuit.unpack(batch)
+        if self._waiting:
+            self._write()  # what it acknowledges has made room
+        return split_batch(batch, HEADER.size) if new else []
+
+    def acknowledge(self) -> None:
+        """Its frames are handled, and nothing went back that could have carried the ack."""
+        if self.circuit.owes_ack and not self.closed:
+            self._carry(self.circuit.ack())
 
 
-def split_batch(frames: bytes) -> list[bytes]:
-    """The frames of a relayed batch, in order."""
+def split_batch(batch: bytes, at: int = 0) -> list[bytes]:
+    """The frames of a batch from offset `at` on, in order."""
     out = []
-    at = 0
-    while at < len(frames):
-        (length,) = _LENGTH.unpack_from(frames, at)
+    end = len(batch)
+    while at < end:
+        (length,) = _LENGTH.unpack_from(batch, at)
         at += 4
-        out.append(frames[at : at + length])
+        out.append(batch[at : at + length])
         at += length
     return out

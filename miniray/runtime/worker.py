@@ -35,6 +35,7 @@ from miniray.core.tasks import ActorTemplate, MethodTemplate, TaskRecord, TaskTe
 from miniray.exceptions import GetTimeoutError, RaySystemError
 from miniray.ids import ObjectRef
 from miniray.runtime import actors, arguments, effects, frames, local_objects, streams, tasklog, values
+from miniray.runtime.connections import Connections
 from miniray.runtime.control import Control
 from miniray.runtime.definitions import Bound, method_definition
 from miniray.runtime.departures import Departures
@@ -130,6 +131,7 @@ class CoreWorker:
         self.executor: Any = None
         self.actors = actors.Actors(self)
         self.log = tasklog.TaskLog(self)
+        self.connections = Connections(self)
         self.control = Control(self)
         self.output: LogStream | None = None        # in a driver that shows what workers print
         self.terms: dict[int, bytes] = {}  # by lease id: what the leased worker must know
@@ -188,6 +190,7 @@ class CoreWorker:
         self.control.join()
         with self.lock:
             self.peers.close()
+            self.connections.close()
         self.mailbox.close()
         self.store.close()
         if output is not None:
@@ -266,7 +269,7 @@ class CoreWorker:
             self.owner.submitted(record.submitted_at, record)
             if not plain:
                 encoded.alive = None    # the entries are pinned now
-            self.drain()
+            self.drain(burst=True)
         self.collect_released()
         return (result or None) if count == 0 else result
 
@@ -535,9 +538,9 @@ class CoreWorker:
         if teller is not None:
             self.answer(teller, oid)
 
-    def drain(self) -> None:
-        """Carry out what the machine decided. Under the lock."""
-        effects.drain(self)
+    def drain(self, burst: bool = False) -> None:
+        """Carry out what the machine decided. Under the lock. `burst`: more calls may follow at once."""
+        effects.drain(self, burst)
 
     def _released(self, released: list[ObjectEntry]) -> None:
         with self.lock:

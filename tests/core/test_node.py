@@ -8,9 +8,9 @@ import pytest
 from rig import JOB, NODE, PEER, UNIT, Rig, node_info, resource_map, scheduling_class
 
 from miniray._proto import common_pb2 as common
-from miniray._proto import gcs_pb2, worker_pb2
+from miniray._proto import gcs_pb2, raylet_pb2, worker_pb2
 from miniray.core.contract import HEAD
-from miniray.core.node_effects import CloseFd, DropClient, ForgetPeer, StopNode, ToClient
+from miniray.core.node_effects import CloseFd, ConnectWorkers, DropClient, ForgetPeer, StopNode, ToClient
 
 ACTOR = b"a" * 12 + JOB
 GROUP = b"g" * 14 + JOB
@@ -312,6 +312,54 @@ def test_a_stranger_that_a_full_view_leaves_out_is_asked_about_again() -> None:
     rig.advance(1.5)
     answer(rig, questions(rig)[0])
     assert rig.messages(driver, "worker_gone")
+
+
+def connection_offers(rig: Rig, worker_id: bytes) -> list[Any]:
+    return [effect for effect in rig.take(ToClient)
+            if effect.worker_id == worker_id and effect.message.channel_offer.connection]
+
+
+def test_workers_of_two_nodes_get_a_connection_and_hear_of_each_others_end() -> None:
+    rig = Rig()
+    driver = rig.driver()
+    rig.peer()
+    rig.say(driver, channel_open=worker_pb2.ChannelOpen(target_node_id=PEER, target_worker_id=b"x" * 28))
+    assert rig.take(ConnectWorkers) == [ConnectWorkers(driver, PEER, b"x" * 28)]
+    rig.from_peer(worker_gone=worker_pb2.WorkerGone(
+        address=common.Address(node_id=PEER, worker_id=b"x" * 28)))
+    assert rig.messages(driver, "worker_gone"), "whether it came to a connection or not"
+
+
+def test_a_connection_that_comes_in_goes_to_its_worker() -> None:
+    rig = Rig()
+    driver = rig.driver()
+    rig.peer()
+    source = common.Address(node_id=PEER, worker_id=b"x" * 28)
+    hello = raylet_pb2.ChannelHello(source=source, target_worker_id=driver)
+    rig.node.connection_came(rig.now, hello, 77)
+    rig.settle()
+    (offer,) = connection_offers(rig, driver)
+    assert offer.fd == 77 and offer.message.channel_offer.source == source
+    rig.exit(driver)
+    assert rig.to(PEER, "worker_gone")[0].address.worker_id == driver
+
+
+def test_connections_to_the_dead_and_of_the_dead_are_closed() -> None:
+    rig = Rig()
+    driver = rig.driver()
+    rig.peer()
+    hello = raylet_pb2.ChannelHello(
+        source=common.Address(node_id=PEER, worker_id=b"x" * 28), target_worker_id=b"q" * 28)
+    rig.node.connection_came(rig.now, hello, 77)
+    rig.settle()
+    assert rig.take(CloseFd) == [CloseFd(77)], "nobody is there"
+    rig.node.peer_lost(rig.now, PEER, common.Failure())
+    hello.target_worker_id = driver
+    rig.node.connection_came(rig.now, hello, 78)
+    rig.settle()
+    assert rig.take(CloseFd) == [CloseFd(78)], "its node is dead for all that we know"
+    rig.say(driver, channel_open=worker_pb2.ChannelOpen(target_node_id=PEER, target_worker_id=b"x" * 28))
+    assert not rig.take(ConnectWorkers) and not connection_offers(rig, driver)
 
 
 def watch(*address: bytes) -> worker_pb2.WatchWorker:

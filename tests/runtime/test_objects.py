@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import socket
@@ -19,7 +20,7 @@ from miniray._proto import raylet_pb2
 from miniray.core.memory import Held
 from miniray.core.node import Node
 from miniray.core.node_effects import DropSpilled, RestoreObject, SpillObjects, StartFetch, StopFetch
-from miniray.runtime import objects
+from miniray.runtime import bulk, objects
 from miniray.runtime.bulk import BulkReader, BulkServer
 from miniray.runtime.cluster_links import _fill
 from miniray.runtime.objects import CHUNK_BYTES, Begin, Objects
@@ -77,7 +78,8 @@ class Wires:
     """`reader` fetches from `source` over both carriers that exist."""
 
     def __init__(self, reader: Place, source: Place, carrier: str) -> None:
-        self.server = BulkServer("127.0.0.1", 0, "token", source.objects.open_source)
+        self.server = BulkServer(
+            "127.0.0.1", 0, "token", source.objects.open_source, lambda hello, fd: os.close(fd))
         self.client = BulkReader("token")
 
         async def fetch(node_id: bytes, request: raylet_pb2.FetchRequest, begin: Begin) -> None:
@@ -295,12 +297,37 @@ async def test_a_stopped_fetch_gives_its_memory_back(tmp_path: Path) -> None:
 async def test_bulk_without_the_token_gets_nothing(tmp_path: Path) -> None:
     source = Place(tmp_path, b"s")
     source.put(1, b"secret")
-    server = BulkServer("127.0.0.1", 0, "token", source.objects.open_source)
+    server = BulkServer(
+        "127.0.0.1", 0, "token", source.objects.open_source, lambda hello, fd: os.close(fd))
     client = BulkReader("another token")
     request = raylet_pb2.FetchRequest(object_id=oid(1))
     with pytest.raises(ConnectionError, match="token"):
         await client.fetch(("127.0.0.1", server.port), request, lambda header: pytest.fail("a header"))
     client.close()
+    server.close()
+
+
+async def test_a_connection_for_two_workers_passes_the_same_door(tmp_path: Path) -> None:
+    source = Place(tmp_path, b"s")
+    came: list[tuple[Any, int]] = []
+    server = BulkServer(
+        "127.0.0.1", 0, "token", source.objects.open_source, lambda hello, fd: came.append((hello, fd)))
+    loop = asyncio.get_running_loop()
+    hello = raylet_pb2.ChannelHello(target_worker_id=b"w" * 28)
+    with contextlib.suppress(ConnectionError):  # or it is refused only at the first use
+        stranger = socket.socket(fileno=await bulk.connect_workers(
+            loop, ("127.0.0.1", server.port), "another token", hello))
+        with stranger:
+            assert await loop.sock_recv(stranger, 1) == b""
+    near = socket.socket(fileno=await bulk.connect_workers(
+        loop, ("127.0.0.1", server.port), "token", hello))
+    await loop.sock_sendall(near, b"frames")
+    await eventually(lambda: came)
+    far = socket.socket(fileno=came[0][1])
+    assert len(came) == 1 and came[0][0] == hello, "the stranger's has reached no worker"
+    assert await loop.sock_recv(far, 100) == b"frames", "and not a byte of them was read"
+    far.close()
+    near.close()
     server.close()
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
+import select
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import pytest
 
 from miniray import _native
-from miniray._proto.worker_pb2 import ToRaylet
-from miniray.runtime.transport import RING_BYTES, Channel, RelayChannel, RingChannel, split_batch
+from miniray.core.circuit import WINDOW_BYTES
+from miniray.runtime.connections import WorkerConnection
+from miniray.runtime.transport import RING_BYTES, Channel, CircuitChannel, RingChannel
 from tests.native.support import Child, client
 
 HERE = (b"h" * 28, b"1" * 28)
@@ -73,21 +77,21 @@ class Rings:
 
 
 class Relays:
-    """Two workers and a double of the raylets between them, which hands batches on."""
+    """Two workers of different nodes, and a double of the raylets between them, which hands batches on."""
 
     def __init__(self) -> None:
         self._turn: list[Any] = []
-        self.left: Channel = RelayChannel(self._raylet, self._turn, HERE, THERE)
-        self.right: Channel = RelayChannel(self._raylet, self._turn, THERE, HERE)
-        self.batches = 0
-        self._inbox: dict[bytes, list[bytes]] = {HERE[0]: [], THERE[0]: []}
+        self.inbox: dict[str, list[bytes]] = {"left": [], "right": []}
+        self.relayed: dict[str, list[bytes]] = {"left": [], "right": []}
+        self.wanted = 0
+        self.left: CircuitChannel = self._channel("right")
+        self.right: CircuitChannel = self._channel("left")
 
-    def _raylet(self, message: ToRaylet) -> None:
-        batch = message.relay
-        assert {batch.source.node_id, batch.destination.node_id} == {HERE[0], THERE[0]}
-        assert batch.source.worker_id == (HERE if batch.source.node_id == HERE[0] else THERE)[1]
-        self.batches += 1
-        self._inbox[batch.destination.node_id] += split_batch(batch.frames)
+    def _channel(self, other: str) -> CircuitChannel:
+        return CircuitChannel(self.relayed[other].append, self._connect, self._turn, -math.inf)
+
+    def _connect(self) -> None:
+        self.wanted += 1
 
     def turn(self) -> None:
         turn, self._turn[:] = list(self._turn), []
@@ -96,16 +100,78 @@ class Relays:
 
     def arrived(self, side: str) -> list[bytes]:
         self.turn()
-        node = (HERE if side == "left" else THERE)[0]
-        out, self._inbox[node] = self._inbox[node], []
-        return out
+        while any(self.relayed.values()) or self.carry():
+            for name, channel in (("left", self.left), ("right", self.right)):
+                batches, self.relayed[name][:] = list(self.relayed[name]), []
+                for batch in batches:
+                    self.unpack(name, channel, batch)
+        got, self.inbox[side] = self.inbox[side], []
+        return got
+
+    def carry(self) -> bool:
+        """Read the connections; whether anything came."""
+        return False
+
+    def unpack(self, name: str, channel: CircuitChannel, batch: bytes) -> None:
+        if not channel.closed:
+            self.inbox[name] += channel.unpack(batch)
+            channel.acknowledge()
 
     def close(self) -> None:
         self.left.close()
         self.right.close()
 
 
-@pytest.fixture(params=[Rings, Relays], ids=["ring", "relay"])
+class Connections(Relays):
+    """The same with a connection, which may `break_`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._poll = select.epoll()
+        self.ends: list[tuple[str, CircuitChannel, WorkerConnection]] = []
+        self.connect()
+
+    def connect(self) -> None:
+        left, right = socket.socketpair()
+        for name, channel, sock in (("left", self.left, left), ("right", self.right, right)):
+            connection = WorkerConnection(HERE, sock.detach(), self._poll)
+            self._poll.register(connection.number, select.EPOLLIN)
+            self.ends.append((name, channel, connection))
+            channel.connected(connection)
+
+    def carry(self) -> bool:
+        for _, _, connection in self.ends:
+            connection.writable()
+        came = any(events & select.EPOLLIN for _, events in self._poll.poll(0))
+        for end in list(self.ends):
+            name, channel, connection = end
+            batches, ended = connection.read()
+            for batch in batches:
+                self.unpack(name, channel, batch)
+            if ended:
+                self.ends.remove(end)
+                self._poll.unregister(connection.number)
+                connection.release()
+                channel.disconnected(connection)
+        return came
+
+    def break_(self) -> None:
+        """The wire is cut with whatever is on it."""
+        for name, channel, connection in self.ends:
+            self._poll.unregister(connection.number)
+            connection.release()
+        ends, self.ends = self.ends, []
+        for name, channel, connection in ends:
+            channel.disconnected(connection)
+
+    def close(self) -> None:
+        super().close()
+        for _, _, connection in self.ends:
+            connection.release()
+        self._poll.close()
+
+
+@pytest.fixture(params=[Rings, Relays, Connections], ids=["ring", "relay", "connection"])
 def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
     made = request.param()
     yield made
@@ -237,22 +303,108 @@ def test_quiet_frames_do_not_wake_a_sleeper() -> None:
     rings.close()
 
 
-def test_frames_of_one_turn_travel_as_one_relay_batch() -> None:
+def test_frames_of_one_turn_travel_as_one_batch() -> None:
     relays = Relays()
     for frame in numbered(1000):
         relays.left.send(frame)
-    assert relays.batches == 0
+    assert not relays.relayed["right"]
     relays.turn()
-    assert relays.batches == 1 and relays.arrived("right") == numbered(1000)
+    assert len(relays.relayed["right"]) == 1 and relays.arrived("right") == numbered(1000)
 
 
-def test_a_relay_batch_has_a_bounded_size() -> None:
+def test_a_batch_has_a_bounded_size() -> None:
     relays = Relays()
-    for frame in numbered(100, 20_000):
+    for frame in numbered(40, 20_000):
         relays.left.send(frame)
     relays.turn()
-    assert relays.batches == -(-100 * 20_000 // RelayChannel.BATCH_BYTES)
-    assert relays.arrived("right") == numbered(100, 20_000)
+    assert all(len(batch) < CircuitChannel.BATCH_BYTES + 21_000 for batch in relays.relayed["right"])
+    assert relays.arrived("right") == numbered(40, 20_000)
+
+
+def test_no_more_than_the_window_is_under_way_to_a_worker_that_does_not_read() -> None:
+    relays = Relays()
+    sent = numbered(1000, 8000)
+    for frame in sent:
+        relays.left.send(frame)
+    relays.turn()
+    under_way = sum(map(len, relays.relayed["right"]))
+    assert under_way <= WINDOW_BYTES + CircuitChannel.BATCH_BYTES + 8100
+    assert relays.left.backlog > 10, "the rest waits in its sender"
+    assert relays.arrived("right") == sent and relays.left.backlog == 0
+
+
+def test_what_is_held_stays_with_its_sender_until_it_is_released() -> None:
+    relays = Relays()
+    relays.left.hold(True)
+    for frame in numbered(100):
+        relays.left.send(frame)
+    relays.turn()
+    assert not relays.relayed["right"] and relays.left.backlog
+    relays.left.hold(False)
+    assert relays.arrived("right") == numbered(100) and not relays.left.backlog
+
+
+def test_a_connection_is_asked_for_by_who_speaks_first() -> None:
+    relays = Relays()
+    relays.left.send(b"hello")
+    relays.turn()
+    assert relays.wanted == 1
+    relays.left.send(b"again")
+    relays.turn()
+    assert relays.wanted == 1, "it takes a while"
+    answering = CircuitChannel(relays.relayed["left"].append, relays._connect, [], time.monotonic())
+    answering.send(b"answer")
+    answering.flush()
+    assert relays.wanted == 1
+
+
+def test_the_way_over_the_raylets_and_a_connection_are_one_channel() -> None:
+    pair = Connections()
+    sent = numbered(400)
+    for number, frame in enumerate(sent):
+        pair.left.send(frame)
+        pair.right.send(frame)
+        pair.turn()
+        if number % 50 == 10:
+            pair.break_()
+        if number % 50 == 30:
+            pair.connect()
+        if number % 7 == 0:
+            pair.carry()
+    assert pair.arrived("right") == sent and pair.arrived("left") == sent
+    pair.close()
+
+
+def test_over_a_connection_nothing_is_relayed_and_nothing_is_held() -> None:
+    pair = Connections()
+    pair.left.hold(True)
+    for frame in numbered(1000, 4000):
+        pair.left.send(frame)
+    pair.turn()
+    assert not pair.relayed["right"]
+    assert pair.arrived("right") == numbered(1000, 4000)
+    pair.close()
+
+
+def test_a_peer_that_sends_nonsense_loses_its_connection() -> None:
+    pair = Connections()
+    far, near = socket.socketpair()
+    connection = WorkerConnection(THERE, near.detach(), pair._poll)
+    far.sendall(b"\xff\xff\xff\xff and more")
+    assert connection.read() == ([], True)
+    connection.release()
+    far.close()
+    pair.close()
+
+
+def test_a_burst_is_gathered_and_a_lone_call_is_not() -> None:
+    pair = Relays()
+    pair.left.send(b"first")
+    assert not pair.left.gathers(), "nothing has left for a long time"
+    pair.left._written_at = math.inf  # just now, however slow this machine is
+    assert pair.left.gathers()
+    pair.left.send(bytes(CircuitChannel.GATHER_BYTES))
+    assert not pair.left.gathers(), "enough for a batch"
 
 
 def echo(peer: socket.socket, store: _native.Store, ring: int) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from miniray import _native
 from miniray._proto import common_pb2 as pb
 from miniray._proto import worker_pb2 as wire
+from miniray.core.circuit import HEADER, Circuit
 from miniray.core.directory import INLINE, Address
 from miniray.core.owner import Result
 from miniray.runtime import frames
@@ -165,6 +166,7 @@ class Rig:
         library.set_current(self.worker)
         self.worker.start()
         self._hands: list[Hand] = []
+        self._circuits: dict[Address, Circuit] = {}
 
     def hand(self, where: Address) -> Hand:
         """Another worker."""
@@ -185,7 +187,8 @@ class Rig:
 
     def relay(self, source: Address, *sent: bytes) -> None:
         """Frames of a worker on another node."""
-        batch = b"".join(len(frame).to_bytes(4, "little") + frame for frame in sent)
+        circuit = self._circuits.setdefault(source, Circuit())
+        batch = circuit.pack([len(frame).to_bytes(4, "little") + frame for frame in sent])
         self.raylet.tell(
             relay=wire.RelayBatch(source=address(source), destination=address(ME), frames=batch))
 
@@ -195,7 +198,7 @@ class Rig:
             frame
             for message in list(self.raylet.said)
             if message.WhichOneof("body") == "relay"
-            for frame in split_batch(message.relay.frames)
+            for frame in split_batch(message.relay.frames, HEADER.size)
         ]
 
     def close(self) -> None:

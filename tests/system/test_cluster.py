@@ -174,7 +174,8 @@ def test_tasks_go_where_their_large_arguments_are(three: Three, ray: Any) -> Non
     make = ray.remote(lambda: np.zeros(20 * MB, np.uint8)).options(**three.on("b", num_cpus=0))
     made = make.remote()
     ray.wait([made], fetch_local=False)       # a copy here would be as near as the one there
-    place = ray.remote(num_cpus=0.5)(lambda array: where())   # nothing is leased for such tasks yet
+    # Nothing is leased for such tasks yet, and no idle lease of others is in their way.
+    place = ray.remote(num_cpus=0, memory=MB)(lambda array: where())
     assert ray.get(place.remote(made)) == three.nodes["b"].node_id
 
 
