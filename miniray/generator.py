@@ -67,6 +67,10 @@ class ObjectRefGenerator:
         """A reference that is ready when the task has ended; it raises the task's error."""
         return self._done
 
+    @property
+    def _generator_ref(self) -> ObjectRef[Any]:
+        return self._done
+
     def next_ready(self) -> bool:
         """True when the next reference, or the end, would come without waiting."""
         return not self._stream.when_more(lambda: None)

@@ -92,6 +92,13 @@ class Rare:
         """The actor whose handles carry this object."""
 
 
+def freed(oid: bytes) -> ObjectEntry:
+    """An entry for an object that nothing can reach any more."""
+    entry = ObjectEntry(oid)
+    entry.state = FREED
+    return entry
+
+
 def attempt_ended(returns: list[ObjectEntry], node: bytes) -> None:
     """A task ended badly on `node`: it may have left copies of its results in the store there."""
     for entry in returns:

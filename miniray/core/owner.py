@@ -169,8 +169,9 @@ class Owner:
                 self.ownership.borrow_added(oid, remote.address)
         if again and self.retry(now, record):
             return record
-        stored = False
-        for entry, result in zip(record.returns, results, strict=False):
+        stored = record.stream is not None      # perhaps: its items are in the record
+        values = results if record.stream is None else results[:1]
+        for entry, result in zip(record.returns, values, strict=False):
             self.settle(now, entry, result, remote.address)
             if result.state == STORED:
                 stored = True

@@ -22,7 +22,7 @@ from miniray.core.directory import ObjectEntry
 from miniray.core.owner import Result
 from miniray.runtime import frames, streams, values
 from miniray.runtime.executor import Executor, exited
-from miniray.runtime.task_context import CURRENT, ExitActor, TaskContext
+from miniray.runtime.task_context import CURRENT, ExitActor, Function, TaskContext
 
 if TYPE_CHECKING:
     from miniray.runtime.peers import Peer
@@ -90,7 +90,7 @@ class ThreadedActor:
             value = function.call(*args, **kwargs)
             del args, kwargs
             results = executor.results(
-                value, call.returns, call.context.task_id, call.peer, call.call, function.backpressure
+                value, call.returns, call.context.task_id, call.peer, call.call, function
             )
             del value
         except ExitActor:
@@ -105,6 +105,11 @@ class ThreadedActor:
             CURRENT.reset(token)
             values.end_restoring(restored)
         finish(executor, call, results, held, restored, started)
+
+
+def _each(items: list[Any]) -> Any:
+    """A generator again, of what an asynchronous one has yielded."""
+    yield from items
 
 
 def finish(executor: Executor, call: _Call, results: Any, held: Any, restored: Any, started: int) -> None:
@@ -181,11 +186,13 @@ class AsyncActor:
                 if inspect.isawaitable(value):
                     value = await value
                 del args, kwargs
-                if inspect.isasyncgen(value):
-                    results = await self._stream(value, call)
+                if inspect.isasyncgen(value) and call.returns < 0:
+                    results = await self._stream(value, call, function)
                 else:
+                    if inspect.isasyncgen(value):
+                        value = _each([item async for item in value])
                     results = executor.results(
-                        value, call.returns, call.context.task_id, call.peer, call.call, function.backpressure
+                        value, call.returns, call.context.task_id, call.peer, call.call, function
                     )
                 del value
         except asyncio.CancelledError:
@@ -200,8 +207,13 @@ class AsyncActor:
             del error
         finish(executor, call, results, held, restored, started)
 
-    async def _stream(self, items: Any, call: _Call) -> list[Result]:
+    async def _stream(self, items: Any, call: _Call, function: Function) -> list[Result]:
         """An async generator: each item leaves as it is yielded."""
+        if function.backpressure > 0:
+            raise ValueError(
+                f"{function.name} is an async generator: _generator_backpressure_num_objects="
+                f"{function.backpressure} is for synchronous ones only"
+            )
         executor = self._executor
         count = 0
         async for item in items:

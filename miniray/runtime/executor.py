@@ -20,6 +20,8 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Generator
+from types import GeneratorType
 from typing import Any
 
 from miniray._proto import common_pb2 as pb
@@ -260,7 +262,7 @@ class Executor:
             args, kwargs = self.decode(peer, frame, flags, held)
             value = function.call(*args, **kwargs)
             del args, kwargs
-            results = self.results(value, returns, tid, peer, call, function.backpressure)
+            results = self.results(value, returns, tid, peer, call, function)
             del value
         except ExitActor:
             results = [self._failure(exited())] * max(1, returns)
@@ -312,7 +314,7 @@ class Executor:
     # ---- results
 
     def results(
-        self, value: Any, returns: int, tid: bytes, peer: Any, call: int, limit: int = -1
+        self, value: Any, returns: int, tid: bytes, peer: Any, call: int, function: Function
     ) -> list[Result]:
         """The results of a task that returned `value`."""
         if returns == 1:
@@ -320,11 +322,14 @@ class Executor:
             if kind in _ATOMS and not (kind in (bytes, str) and len(value) > 4096):
                 payload = pickle.dumps(value, 5)
                 return [Result(INLINE, payload, len(payload))]
-            return [self.result(value, ids.object_id(tid, 1), peer)]
+            if kind is not GeneratorType:
+                return [self.result(value, ids.object_id(tid, 1), peer)]
         if returns == 0:
             return []
         if returns < 0:
-            return streams.produce(self, value, returns, tid, peer, call, limit)
+            return streams.produce(self, value, returns, tid, peer, call, function)
+        if isinstance(value, Generator):
+            return streams.fill(self, value, returns, tid, peer, function)
         if not isinstance(value, (tuple, list)) and not hasattr(value, "__iter__"):
             raise ValueError(
                 f"The task returned {value!r}, but num_returns={returns}: return a tuple of {returns} values"

@@ -272,10 +272,8 @@ class Peers:
         if record is None:
             return
         worker = self._worker
-        again = bool(results) and results[0].state == FAILED and worker.may_retry(record, results[0].value)
+        again = bool(results) and results[-1].state == FAILED and worker.may_retry(record, results[-1].value)
         worker.owner.replied(now, remote, call, spent, results, retained, again)
-        if record.done and record.stream is not None:
-            record.stream.ended(results)
 
     def _pushed(self, peer: Peer, frame: bytes, now: float) -> None:
         self._worker.executor.enqueue(peer, frame)
