@@ -201,6 +201,8 @@ class Leases:
         self.release(now, grant, dispatch=False)
         if worker is not None and worker.state == BUSY:
             if message.worker_exits:
+                exit_now = worker_pb2.Exit(graceful=True, reason=message.reason)
+                self.out.append(to_client(worker.worker_id, exit=exit_now))
                 self.pool.expect_exit(now, worker, message.reason or "its last task asked for it", 5.0)
             else:
                 self._hand_on(now, worker)

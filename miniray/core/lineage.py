@@ -8,9 +8,9 @@ task, one that is inline simply stays, and both go with the last task that refer
     a (freed) ◀── held ── task of b ◀── b (freed) ◀── held ── task of c ◀── c (STORED, referenced)
 
 What nobody can make again: values of `put`, results of actors, objects of other owners, and
-results of tasks with no attempt left. What is remembered has a limit in bytes: beyond it the
-oldest tasks are forgotten, and their results cannot be rebuilt any more. Pure; part of `Owner`,
-shares its directory.
+results of tasks that were cancelled or have no attempt left. What is remembered has a limit in
+bytes: beyond it the oldest tasks are forgotten, and their results cannot be rebuilt any more.
+Pure; part of `Owner`, shares its directory.
 """
 
 from __future__ import annotations
@@ -134,6 +134,8 @@ class Lineage:
             return "LINEAGE_EVICTED"
         if record.client is not None:
             return "RETRIES_DISABLED"
+        if record.cancel_requested:
+            return "TASK_CANCELLED"
         if record.retries_left == 0:
             return "MAX_ATTEMPTS_EXCEEDED" if record.attempt else "RETRIES_DISABLED"
         return "" if record in self._kept else "LINEAGE_EVICTED"

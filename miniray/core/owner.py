@@ -18,6 +18,7 @@ the dataclasses of the parts and `Ask`. Errors are opaque here: the shell gives 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +76,8 @@ class Owner:
         self.calls = ActorCalls(self.out, self.remotes)
         self.ownership.token_freed = self.calls.handles_gone
         self.submission.still_ready = self.calls.still_ready = self._still_ready
+        self.argument_failed: Callable[[TaskRecord, ObjectEntry], Any] = lambda record, entry: entry.value
+        """Gives the error of a task whose argument has failed; what it is made of is the shell's business."""
         self.finished: list[TaskRecord] = []
         self.finished_dropped = 0
         self.unfinished = 0
@@ -112,7 +115,7 @@ class Owner:
                 record.unresolved += 1
                 self.await_entry(entry, record)
             elif entry.state == FAILED:
-                record.error = entry.value
+                record.error = self.argument_failed(record, entry)
 
     def _still_ready(self, record: TaskRecord) -> bool:
         """A resolved argument may be lost, and made again, before the task is pushed."""
@@ -134,7 +137,7 @@ class Owner:
             return
         record.unresolved -= 1
         if entry.state == FAILED and record.error is None:
-            record.error = entry.value
+            record.error = self.argument_failed(record, entry)
         if record.error is not None:
             if record.client is not None:
                 self.calls.withdrawn(now, record)
@@ -289,10 +292,13 @@ class Owner:
     # ---- cancellation
 
     def cancelled(self, now: float, record: TaskRecord, error: Any) -> bool:
-        """The user gave the task up. True if it ended at once; else it has been pushed already."""
+        """The user gave the task up. True if it ended at once; else it has been pushed already.
+
+        One that has ended stays as it is, but will not run again for a lost object.
+        """
+        record.cancel_requested = True
         if record.done:
             return True
-        record.cancel_requested = True
         if record.state == PUSHED:
             return False
         if record.client is not None:
@@ -301,6 +307,20 @@ class Owner:
             self.submission.cancelled(record)
         self.failed(now, record, error)
         return True
+
+    def children(self, parent: bytes) -> list[TaskRecord]:
+        """What the task `parent` has started here and what has not ended yet."""
+        found = {
+            record: None
+            for source in (
+                (entry.task for entry in self.directory.objects.values()),
+                (record for lane in self.submission.lanes.values() for record in lane.queue),
+                (record for remote in self.remotes.values() for record in remote.inflight.values()),
+            )
+            for record in source
+            if record is not None and record.parent == parent and not record.done
+        }
+        return list(found)
 
     # ---- the cluster's news
 
@@ -431,7 +451,7 @@ class Owner:
             return "it is ready"
         if record is None:
             return "its owner has not answered yet" if entry.owner is not None else "nobody makes it"
-        name = f"task {record.name}"
+        name = f"task {record.label}"
         if record.unresolved and depth < 5:
             for dependency in record.dependencies or ():
                 if not dependency.ready:

@@ -59,7 +59,7 @@ class LeaseUnwanted:
 
 @dataclass(slots=True)
 class LeaseDone:
-    """Give the lease back; `remote` is idle, or gone when `failed`."""
+    """Give the lease back; `remote` is idle, or gone, or about to go, when `failed`."""
 
     lease_id: int
     remote: Remote
@@ -71,7 +71,7 @@ class Remote:
 
     __slots__ = (
         "address", "next_call", "inflight", "load_us", "lease_id", "lane", "idle_since", "channel",
-        "reclaimed",
+        "reclaimed", "retiring",
     )  # fmt: skip
 
     def __init__(self, address: Address) -> None:
@@ -84,6 +84,7 @@ class Remote:
         self.idle_since = 0.0
         self.channel: Any = None        # the shell's
         self.reclaimed = False          # the raylet wants the lease back
+        self.retiring = False           # the worker has done its last task (max_calls)
 
     def take(self, record: TaskRecord) -> None:
         """`record` is about to be pushed here."""
@@ -213,8 +214,10 @@ class Submission:
             self.dispatch(now, lane)
         return record
 
-    def bounced(self, now: float, remote: Remote, calls: list[int]) -> None:
-        """The worker sends back tasks that it has not started."""
+    def bounced(self, now: float, remote: Remote, calls: list[int], retiring: bool = False) -> None:
+        """The worker sends back tasks that it has not started; `retiring`: and will start none any more."""
+        if retiring:
+            remote.reclaimed = remote.retiring = True
         records = [r for c in calls if (r := remote.inflight.pop(c, None)) is not None]
         lane = remote.lane
         for record in reversed(records):
@@ -225,6 +228,8 @@ class Submission:
         # Whatever holds the worker up is not short: nothing joins it until it replies.
         remote.load_us = max(remote.load_us, UNKNOWN_COST_US) if remote.inflight else 0.0
         if lane is not None:
+            if remote.reclaimed and not remote.inflight:
+                self._give_back(remote)
             self.dispatch(now, lane)
 
     def remote_gone(self, now: float, remote: Remote) -> list[TaskRecord]:
@@ -321,7 +326,7 @@ class Submission:
     def _give_back(self, remote: Remote) -> None:
         assert remote.lane is not None and not remote.inflight
         del remote.lane.leases[remote.address]
-        self.out.append(LeaseDone(remote.lease_id, remote))
+        self.out.append(LeaseDone(remote.lease_id, remote, remote.retiring))
         remote.lane = None
         remote.lease_id = 0
         remote.load_us = 0.0

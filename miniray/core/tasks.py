@@ -135,5 +135,10 @@ class TaskRecord:
         self.cancel_requested = False
         self.stream: Any = None
 
+    @property
+    def label(self) -> str:
+        """What people know it by: "f", "Class.method", or the name its caller gave it."""
+        return getattr(self.template, "label", "") or self.name
+
     def __repr__(self) -> str:
         return f"<task {self.name} {self.id.hex()} attempt {self.attempt}>"

@@ -22,7 +22,7 @@ from miniray.core.tasks import ActorTemplate, TaskRecord
 from miniray.exceptions import PendingCallsLimitExceeded
 from miniray.runtime import arguments, values
 from miniray.runtime.definitions import scheduling_class
-from miniray.runtime.errors import failure_bytes
+from miniray.runtime.errors import FailedArgument, failure_bytes
 
 if TYPE_CHECKING:
     from miniray.ids import ObjectRef
@@ -83,7 +83,7 @@ class Actors:
     def create(self, template: ActorTemplate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """Register an actor of `template`; returns its id, or the existing one with get_if_exists."""
         worker = self._worker
-        encoded = arguments.encode(args, kwargs, worker.store_packed, template.class_name)
+        encoded = arguments.encode(args, kwargs, worker.store_packed, template)
         if template.bound is None or template.bound[0] is not worker:
             template.bound = (worker, values.serialize_function(template.cls, "the actor class"))
         actor_id = ids.actor_id(os.urandom(12), worker.job_id)
@@ -182,10 +182,8 @@ class Actors:
         slots = () if isinstance(encoded, bytes) else encoded.slots
         failed = next((entry for entry in slots if entry.state == FAILED), None)
         if failed is not None:
-            error = failed.value
-            failure = (
-                error if isinstance(error, pb.Failure) else pb.Failure(kind=pb.ACTOR_DIED, payload=error)
-            )
+            error = failure_bytes(FailedArgument(creation.record, failed))
+            failure = pb.Failure(kind=pb.ACTOR_DIED, payload=error)
             self._worker.owner.actor_updated(time.monotonic(), creation.client.id, DEAD, None, 0, failure)
             self._forget(creation.client, keep=True)
             message = gcs.ActorRegister(spec=creation.spec, failure=failure)

@@ -42,13 +42,13 @@ def encode(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     store_value: Callable[[Serialized], Any],
-    name: str = "",
+    template: Any = None,
 ) -> bytes | Arguments:
     """Plain bytes when no reference and nothing large is among the arguments, else `Arguments`.
 
-    Raises TypeError naming the member that cannot be pickled.
+    Raises TypeError naming the member that cannot be pickled, and the callee by its template.
     """
-    payload, direct, nested = values.serialize_args(args, kwargs, name)
+    payload, direct, nested = values.serialize_args(args, kwargs, template)
     if type(payload) is bytes and not direct and not nested and len(payload) <= INLINE_LIMIT:
         return payload
     slots = [ref.entry for ref in direct]

@@ -1,8 +1,9 @@
 """Actors that run several calls at once: thread pools and asyncio.
 
 `ThreadedActor`: one pool per concurrency group; `max_concurrency` threads serve the default group.
-`AsyncActor`: one event loop in one thread; a semaphore per group bounds the coroutines (1,000 by
-default, as in Ray). Calls of one caller start in the order they came; they may finish in any.
+`AsyncActor`: one event loop per group, each in a thread of its own, so that a group which blocks
+holds up no other; a semaphore bounds a group's coroutines (1,000 by default, as in Ray). Calls of
+one caller to one group start in the order they came; they may finish in any.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from miniray._proto import common_pb2 as pb
 from miniray._proto import worker_pb2 as wire
 from miniray.core.directory import ObjectEntry
 from miniray.core.owner import Result
-from miniray.runtime import frames, streams, values
+from miniray.runtime import cancellation, frames, streams, values
 from miniray.runtime.executor import Executor, exited
 from miniray.runtime.task_context import CURRENT, ExitActor, Function, TaskContext
 
@@ -58,8 +59,9 @@ class ThreadedActor:
         default = max(1, spec.max_concurrency)
         self._pools = {"": ThreadPoolExecutor(default, "actor")}
         for group, width in spec.concurrency_groups.items():
-            self._pools[group] = ThreadPoolExecutor(max(1, width), f"actor-{group}")
+            self._pools[group] = ThreadPoolExecutor(width, f"actor-{group}")
         self._queued: dict[tuple[Any, int], Any] = {}
+        self._running: dict[tuple[Any, int], _Call] = {}
 
     def submit(self, peer: Peer, frame: bytes) -> None:
         """A call came in. Under the worker's lock."""
@@ -68,16 +70,25 @@ class ThreadedActor:
         pool = self._pools.get(function.group, self._pools[""])
         self._queued[(peer, call.call)] = pool.submit(self._run, call)
 
-    def cancel(self, peer: Peer, call: int) -> None:
-        """Drop a call that has not started. Under the lock."""
+    def cancel(self, peer: Peer, call: int, recursive: bool) -> None:
+        """Drop a call that has not started; one that runs can ask whether it was. Under the lock."""
+        executor = self._executor
+        running = self._running.get((peer, call))
+        if running is not None:
+            running.context.cancelled = True
+            if recursive:
+                cancellation.children(executor.worker, running.context.task_id, False)
+            return
         future = self._queued.get((peer, call))
         if future is not None and future.cancel():
-            executor = self._executor
+            del self._queued[(peer, call)]
             executor._reply(peer, call, 0, 1, [executor.cancelled(b"")], [])
 
     def _run(self, call: _Call) -> None:
         executor = self._executor
-        self._queued.pop((call.peer, call.call), None)
+        key = (call.peer, call.call)
+        self._running[key] = call
+        self._queued.pop(key, None)
         token = CURRENT.set(call.context)
         started = time.perf_counter_ns()
         held: list[ObjectEntry] = []
@@ -86,6 +97,7 @@ class ThreadedActor:
         try:
             function = executor.function(call.peer, call.number)
             call.context.name = function.name
+            call.context.function = function
             args, kwargs = executor.decode(call.peer, call.frame, call.flags, held)
             value = function.call(*args, **kwargs)
             del args, kwargs
@@ -102,6 +114,7 @@ class ThreadedActor:
             results = [executor.failure(error, function)] * max(1, call.returns)
             del error
         finally:
+            del self._running[key]
             CURRENT.reset(token)
             values.end_restoring(restored)
         finish(executor, call, results, held, restored, started)
@@ -125,26 +138,46 @@ def finish(executor: Executor, call: _Call, results: Any, held: Any, restored: A
 
 
 class AsyncActor:
-    """Coroutines on one loop. Plain methods run on the loop as well."""
+    """Coroutines on event loops. Plain methods run on the loops as well."""
 
     def __init__(self, executor: Executor, spec: pb.ActorSpec) -> None:
         self._executor = executor
-        self._loop = asyncio.new_event_loop()
-        self._limits = {"": asyncio.Semaphore(spec.max_concurrency or ASYNC_CONCURRENCY)}
+        self._groups = {"": _Loop(executor, "actor-loop", spec.max_concurrency or ASYNC_CONCURRENCY)}
         for group, width in spec.concurrency_groups.items():
-            self._limits[group] = asyncio.Semaphore(max(1, width))
+            self._groups[group] = _Loop(executor, f"actor-loop-{group}", width)
+        self._grouped = len(self._groups) > 1
+
+    def submit(self, peer: Peer, frame: bytes) -> None:
+        """A call came in. Under the worker's lock."""
+        call = _Call(self._executor, peer, frame)
+        group = self._executor.function(peer, call.number).group if self._grouped else ""
+        (self._groups.get(group) or self._groups[""]).submit(call)
+
+    def cancel(self, peer: Peer, call: int, recursive: bool) -> None:
+        """Cancel a coroutine, started or not. Under the lock."""
+        for loop in self._groups.values():
+            loop.cancel(peer, call, recursive)
+
+
+class _Loop:
+    """One concurrency group of an asyncio actor: an event loop in a thread."""
+
+    def __init__(self, executor: Executor, name: str, width: int) -> None:
+        self._executor = executor
+        self._loop = asyncio.new_event_loop()
+        self._limit = asyncio.Semaphore(width)
         self._arrived: deque[_Call] = deque()
-        self._running: dict[tuple[Any, int], asyncio.Task[None]] = {}
+        self._running: dict[tuple[Any, int], tuple[asyncio.Task[None], bytes]] = {}
         self._scheduled = False
-        threading.Thread(target=self._serve, name="actor-loop", daemon=True).start()
+        threading.Thread(target=self._serve, name=name, daemon=True).start()
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
 
-    def submit(self, peer: Peer, frame: bytes) -> None:
+    def submit(self, call: _Call) -> None:
         """A call came in. Under the worker's lock; one wake-up per batch."""
-        self._arrived.append(_Call(self._executor, peer, frame))
+        self._arrived.append(call)
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon_threadsafe(self._start)
@@ -155,17 +188,20 @@ class AsyncActor:
             call = self._arrived.popleft()
             key = (call.peer, call.call)
             task = self._loop.create_task(self._run(call))
-            self._running[key] = task
+            self._running[key] = (task, call.context.task_id)
             task.add_done_callback(functools.partial(self._ended, key))
 
     def _ended(self, key: tuple[Any, int], task: asyncio.Task[None]) -> None:
         self._running.pop(key, None)
 
-    def cancel(self, peer: Peer, call: int) -> None:
-        """Cancel a coroutine, started or not. Under the lock."""
-        task = self._running.get((peer, call))
-        if task is not None:
-            self._loop.call_soon_threadsafe(task.cancel)
+    def cancel(self, peer: Peer, call: int, recursive: bool) -> None:
+        """Cancel a coroutine, started or not, of this group. Under the lock."""
+        task, task_id = self._running.get((peer, call), (None, b""))
+        if task is None:
+            return
+        self._loop.call_soon_threadsafe(task.cancel)
+        if recursive:
+            cancellation.children(self._executor.worker, task_id, False)
 
     async def _run(self, call: _Call) -> None:
         executor = self._executor
@@ -177,7 +213,8 @@ class AsyncActor:
         try:
             function = executor.function(call.peer, call.number)
             call.context.name = function.name
-            async with self._limits.get(function.group, self._limits[""]):
+            call.context.function = function
+            async with self._limit:
                 if call.flags & frames.HAS_SLOTS:
                     args, kwargs = await self._loop.run_in_executor(None, self._decode, call, held, restored)
                 else:

@@ -38,7 +38,7 @@ def drain(worker: CoreWorker, burst: bool = False) -> None:
         elif kind is tuple:
             waiter, entry = effect
             waiter.notify(entry)
-            if waiter.__class__ is Waiter and waiter.remaining <= 0:
+            if isinstance(waiter, Waiter) and waiter.remaining <= 0:
                 worker.pump.kick(waiter)
         else:
             _EFFECTS[kind](worker, effect)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from miniray import exceptions
 from miniray.core.ids import NO_ACTOR, actor_of_task, task_of_object
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from miniray._proto.common_pb2 import Failure
+    from miniray.core.directory import ObjectEntry
     from miniray.core.lineage import NotRebuilt
+    from miniray.core.tasks import TaskRecord
 
 MAX_TEXT = 64 * 1024
 """Bytes of traceback text kept; the middle of a longer one is cut."""
@@ -30,6 +32,9 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _INTERNAL_DIRS = frozenset(os.path.join(_PACKAGE, name) for name in ("", "runtime", "core", "_proto"))
 _INTERNAL = frozenset(os.path.normpath(path) for path in _INTERNAL_DIRS)
 _LENGTH = struct.Struct("<I")
+
+CHAIN_SHOWN = 16
+"""Tasks that failed because an argument failed: so many of a chain are named in the last one's error."""
 
 DEPENDENCY_NOTE = "  At least one of the input arguments for this task could not be computed:"
 
@@ -250,9 +255,53 @@ def exception_of(
     return simple(text) if simple is not None else exceptions.RaySystemError(text)
 
 
-def failure_bytes(error: bytes | Failure) -> bytes:
-    """An entry's error (packed exception or Failure) as packed exception bytes."""
-    return error if isinstance(error, bytes) else pack_exception(exception_of(error))
+class FailedArgument:
+    """The error of a task whose argument failed: that argument's error, and who wanted it.
+
+    Only a link while a failure runs down a chain of tasks; made into an exception when somebody looks.
+    """
+
+    __slots__ = ("cause", "object_id", "wanted_by")
+
+    def __init__(self, record: TaskRecord, argument: ObjectEntry) -> None:
+        self.cause: bytes | Failure | FailedArgument = argument.value
+        self.object_id = argument.id
+        self.wanted_by = record.label
+
+    def exception(self) -> exceptions.RayTaskError:
+        """The error of the task `wanted_by`, which tells of those before it."""
+        names = []
+        link: Any = self
+        while isinstance(link, FailedArgument):
+            names.append(link.wanted_by)
+            last, link = link, link.cause
+        error = unpack_exception(link) if isinstance(link, bytes) else None
+        if error is None:
+            error = exception_of(link, object_id=last.object_id)
+        if len(names) > CHAIN_SHOWN:
+            names[CHAIN_SHOWN - 1 : -1] = []
+        for name in reversed(names):
+            error = dependency_error(error, name)
+        assert isinstance(error, exceptions.RayTaskError)
+        return error
+
+
+def error_of(entry: ObjectEntry) -> BaseException:
+    """The exception that a FAILED entry stands for."""
+    error = entry.value
+    if isinstance(error, bytes):
+        return unpack_exception(error)
+    if isinstance(error, FailedArgument):
+        return error.exception()
+    record = entry.task
+    return exception_of(error, object_id=entry.id, task_name=record.label if record is not None else "")
+
+
+def failure_bytes(error: bytes | Failure | FailedArgument) -> bytes:
+    """An entry's error as packed exception bytes."""
+    if isinstance(error, bytes):
+        return error
+    return pack_exception(error.exception() if isinstance(error, FailedArgument) else exception_of(error))
 
 
 def _object_error(failure: Failure, object_id: bytes | None) -> Exception:

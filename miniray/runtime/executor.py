@@ -13,6 +13,7 @@ not lose its result.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -31,7 +32,9 @@ from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
 from miniray.core.owner import Result
 from miniray.exceptions import ActorDiedError, RayTaskError, RuntimeEnvSetupError, TaskCancelledError
 from miniray.ids import TaskID
-from miniray.runtime import aliases, arguments, frames, local_objects, output, streams, values
+from miniray.runtime import (
+    aliases, arguments, cancellation, frames, local_objects, output, streams, values,
+)  # fmt: skip
 from miniray.runtime.errors import pack_exception, task_error
 from miniray.runtime.task_context import CURRENT, NO_LEASE, Assignment, ExitActor, Function, TaskContext
 from miniray.runtime.waiting import Waiter
@@ -75,15 +78,15 @@ class Executor:
         self.assignment = NO_LEASE
         self.actor_name = ""
         self.concurrency: Any = None
-        self.running: tuple[Any, int] | None = None
+        self.running: tuple[Any, int, TaskContext] | None = None
         self.running_since = 0.0
         self.main = threading.main_thread().ident or 0
         self.stopping = False
         self._blocked = 0
-        self._victim: tuple[Any, int] | None = None     # the running call that is to be interrupted
+        self._victim: tuple[Any, int, TaskContext] | None = None    # the running call to be interrupted
         self._quiet: dict[Any, None] = {}  # peers with replies they have not been woken for
         self._untold = 0
-        self._functions: dict[bytes, Any] = {}
+        self._definitions: dict[bytes, Any] = {}
         self._start: wire.StartActor | None = None
         self._exit: wire.Exit | None = None
         self.import_after = 0
@@ -168,7 +171,7 @@ class Executor:
         elif kind == "exit":
             self._exit = message
             if not message.graceful:
-                self.leave(message.reason or "told to exit", flush=True)
+                self.leave(message.reason or "told to exit")
         elif kind == "assign_job":
             self.adopt(message.job)
             return
@@ -200,10 +203,15 @@ class Executor:
                 self._reply(peer, call, 0, 1, [self.cancelled(header[6])], [])
                 return
         if self.concurrency is not None:
-            self.concurrency.cancel(peer, call)
-        elif self.running == (peer, call) and self._victim is None and self.actor_spec is None:
-            self._victim = self.running
-            signal.pthread_kill(self.main, signal.SIGINT)
+            self.concurrency.cancel(peer, call, recursive)
+        elif (running := self.running) is not None and running[0] is peer and running[1] == call:
+            context = running[2]
+            context.cancelled = True
+            if recursive:
+                cancellation.children(self.worker, context.task_id, force)
+            if self._victim is None and self.actor_spec is None:
+                self._victim = running
+                signal.pthread_kill(self.main, signal.SIGINT)
 
     def consumed(self, peer: Any, call: int, count: int) -> None:
         """A caller has taken `count` items of a stream."""
@@ -211,8 +219,8 @@ class Executor:
 
     def _on_interrupt(self, signum: int, frame: Any) -> None:
         victim, self._victim = self._victim, None
-        if victim is not None and victim == self.running:   # else it has just ended: too late
-            raise TaskCancelledError
+        if victim is not None and victim is self.running:   # else it has just ended: too late
+            raise KeyboardInterrupt
 
     # ---- the main loop
 
@@ -230,7 +238,8 @@ class Executor:
             if self._quiet:
                 self.tell()
             if self._exit is not None:
-                self.leave(self._exit.reason or "told to exit", flush=True)
+                run_exit_handlers()
+                self.leave(self._exit.reason or "told to exit")
             with worker.lock:
                 if queue or self._start is not None or self._exit is not None:
                     continue
@@ -248,17 +257,18 @@ class Executor:
         _, flags, attempt, call, number, returns, tid = frames.PUSH_HEADER.unpack_from(frame)
         started = time.perf_counter_ns()
         self.running_since = time.monotonic()
-        self.running = (peer, call)
         held: list[ObjectEntry] = []
         context = TaskContext(
             tid, "", attempt, ids.actor_of_task(tid) if self.actor_spec is not None else b"", self.assignment
         )
+        self.running = (peer, call, context)
         token = CURRENT.set(context)
         restored = values.begin_restoring()
         function: Function | None = None
         try:
             function = self.function(peer, number)
             context.name = function.name
+            context.function = function
             args, kwargs = self.decode(peer, frame, flags, held)
             value = function.call(*args, **kwargs)
             del args, kwargs
@@ -272,7 +282,7 @@ class Executor:
         except BaseException as error:
             try:
                 results = [self.failure(error, function)] * max(1, returns)
-            except TaskCancelledError:      # told to stop while it failed by itself
+            except KeyboardInterrupt:       # told to stop while it failed by itself
                 results = [self.cancelled(tid)] * max(1, returns)
             del error
         finally:
@@ -284,11 +294,11 @@ class Executor:
         if restored:
             self.settle_references(peer.address, restored)
         spent = (time.perf_counter_ns() - started) // 1000
+        if function is not None and function.max_calls:
+            self._count_call(function, peer)
         with self.worker.lock:
             retained = self.worker.owner.ownership.retained(restored, peer.address) if restored else []
             self._reply(peer, call, min(spent, 0xFFFFFFFF), returns, results, retained)
-        if function is not None and function.max_calls:
-            self._count_call(function)
 
     def function(self, peer: Any, number: int) -> Function:
         """What `number` means on this channel; the definition is loaded at first use."""
@@ -296,7 +306,7 @@ class Executor:
         if type(function) is bytes:
             if self._broken is not None:
                 raise self._broken
-            function = peer.functions[number] = Function(function, self._functions, self.actor)
+            function = peer.functions[number] = Function(function, self._definitions, self.actor)
         return function  # type: ignore[no-any-return]
 
     def decode(
@@ -385,15 +395,27 @@ class Executor:
 
     def failure(self, error: BaseException, function: Function | None) -> Result:
         """The result of a task that raised."""
-        if isinstance(error, (KeyboardInterrupt, TaskCancelledError)):
-            context = CURRENT.get()
-            return self.cancelled(context.task_id if context is not None else b"")
         name = function.name if function is not None else "unknown"
         if self.actor_spec is not None:
             name = f"{self.actor_spec.class_name}.{name}"
+        if isinstance(error, KeyboardInterrupt):
+            context = CURRENT.get()
+            traceback = error.__traceback__
+            error = TaskCancelledError(TaskID(context.task_id) if context is not None else None)
+            error.__traceback__ = traceback
         if isinstance(error, RayTaskError) and error.function_name == name:
             return self._failure(error)
-        return self._failure(task_error(error, name, pid=os.getpid(), actor_repr=self.actor_repr()))
+        return self._failure(self._task_error(error, name))
+
+    def _task_error(self, error: BaseException, name: str) -> RayTaskError:
+        spec = self.actor_spec
+        if spec is None:
+            return task_error(error, name, pid=os.getpid())
+        try:
+            shown = repr(self.actor) if self.actor is not None else spec.class_name
+        except Exception:
+            shown = object.__repr__(self.actor)
+        return task_error(error, name, pid=os.getpid(), actor_repr=shown, actor_id=spec.actor_id)
 
     def actor_repr(self) -> str | None:
         """How the actor shows itself, if its class says so."""
@@ -442,12 +464,18 @@ class Executor:
                     peer.channel.flush()
             self._untold = 0
 
-    def _count_call(self, function: Function) -> None:
+    def _count_call(self, function: Function, peer: Any) -> None:
+        """After the last call the owner allows, this process takes no task any more.
+
+        The owner hears of that before the reply; when it has all replies, it gives the worker back
+        to the raylet, to be ended.
+        """
         function.count += 1
-        if function.count >= function.max_calls:
+        if function.count == function.max_calls:
             with self.worker.lock:
+                self._blocked += 1      # for good: what arrives from now on is sent back
                 self._bounce()
-            self.leave(f"max_calls={function.max_calls} of {function.name} reached", flush=True)
+                peer.channel.send(frames.pack_bounce([], retiring=True))
 
     # ---- actors
 
@@ -483,7 +511,7 @@ class Executor:
             del args, kwargs
             output.is_actor(self.actor_repr() or spec.class_name)
         except BaseException as error:
-            task = task_error(error, f"{spec.class_name}.__init__", pid=os.getpid(), actor_id=spec.actor_id)
+            task = self._task_error(error, f"{spec.class_name}.__init__")
             failure = pb.Failure(
                 kind=pb.USER_ERROR, payload=pack_exception(task), pid=os.getpid(),
                 message=f"the constructor of {spec.class_name} raised {type(error).__name__}: {error}"[:2000],
@@ -505,7 +533,7 @@ class Executor:
             ready.failure.CopyFrom(failure)
         self.worker.raylet.send(wire.ToRaylet(actor_ready=ready))
         if failure is not None:
-            self.leave("the actor's constructor failed", flush=True)
+            self.leave("the actor's constructor failed")
 
     # ---- ends
 
@@ -519,7 +547,7 @@ class Executor:
         sys.stderr.flush()
         os._exit(error.code if isinstance(error.code, int) else int(error.code is not None))
 
-    def leave(self, reason: str, flush: bool = False) -> None:
+    def leave(self, reason: str) -> None:
         """End this process on purpose."""
         try:
             self.worker.say_last_words()
@@ -530,6 +558,14 @@ class Executor:
             self.worker.raylet.send(wire.ToRaylet(exiting=wire.Exiting(reason=reason, intended=True)))
         finally:
             os._exit(0)
+
+
+def run_exit_handlers() -> None:
+    """What user code has registered with `atexit`; their errors are printed and change nothing."""
+    import atexit
+
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()
 
 
 def exited() -> ActorDiedError:

@@ -29,7 +29,8 @@ from miniray.core.owner import Result
 (
     PUSH, REPLY_ONE, REPLY, FUNCTION, CANCEL, BOUNCE, ASK, ANSWER,
     BORROW_ADD, BORROW_ACK, BORROW_DROP, STREAM_ITEM, STREAM_ACK, LOST, LEASE, INTRODUCED,
-) = range(1, 17)  # fmt: skip
+    CANCEL_OWNED,
+) = range(1, 18)  # fmt: skip
 
 HAS_SLOTS = 1
 """PUSH flag: a slot table precedes the payload."""
@@ -172,15 +173,19 @@ def pack_function(number: int, definition: bytes) -> bytes:
     return FUNCTION_HEADER.pack(FUNCTION, 0, 0, number) + definition
 
 
-def pack_bounce(calls: list[int]) -> bytes:
-    """These calls were not started; take them back."""
-    return CALL.pack(BOUNCE, 0, 0, len(calls)) + struct.pack(f"<{len(calls)}I", *calls)
+def pack_bounce(calls: list[int], retiring: bool = False) -> bytes:
+    """These calls were not started; take them back. `retiring`: no other will be."""
+    return CALL.pack(BOUNCE, retiring, 0, len(calls)) + struct.pack(f"<{len(calls)}I", *calls)
 
 
-def unpack_bounce(frame: bytes) -> list[int]:
-    """The call numbers of a BOUNCE frame."""
-    count = CALL.unpack_from(frame)[3]
-    return list(struct.unpack_from(f"<{count}I", frame, CALL.size))
+def unpack_bounce(frame: bytes) -> tuple[list[int], bool]:
+    """The call numbers of a BOUNCE frame, and whether the worker retires."""
+    _, retiring, _, count = CALL.unpack_from(frame)
+    return list(struct.unpack_from(f"<{count}I", frame, CALL.size)), bool(retiring)
+
+
+FORCE, RECURSIVE = 1, 2
+"""Flags of CANCEL_OWNED."""
 
 
 def pack_cancel(call: int, force: bool, recursive: bool) -> bytes:
@@ -189,7 +194,7 @@ def pack_cancel(call: int, force: bool, recursive: bool) -> bytes:
 
 
 def pack_object(kind: int, oid: bytes, address: Address | None = None, flag: int = 0) -> bytes:
-    """ASK, BORROW_*, LOST: an object id and an address."""
+    """ASK, BORROW_*, LOST, CANCEL_OWNED: an object id and an address."""
     return OBJECT.pack(kind, flag, 0, 0, oid) + (pack_address(address) if address is not None else b"")
 
 

@@ -20,7 +20,7 @@ from miniray._proto import worker_pb2 as wire
 from miniray.core.directory import FAILED, INLINE, PENDING, STORED, UNKNOWN, Address, ObjectEntry
 from miniray.exceptions import GetTimeoutError, ObjectStoreFullError, RaySystemError
 from miniray.runtime import frames
-from miniray.runtime.errors import exception_of, raised, unpack_exception
+from miniray.runtime.errors import error_of, exception_of, raised, unpack_exception
 
 if TYPE_CHECKING:
     from miniray.runtime.packed import Serialized
@@ -70,7 +70,7 @@ def read(worker: CoreWorker, entry: ObjectEntry, deadline: float | None) -> Any:
         worker.await_entries([entry], deadline, None)
         return read(worker, entry, deadline)
     if entry.state == FAILED:
-        raise raised(worker.error_of(entry))
+        raise raised(error_of(entry))
     return worker.load(entry, entry.value)
 
 
@@ -82,7 +82,7 @@ def buffer_of(worker: CoreWorker, entry: ObjectEntry) -> Any:
             return buffer
         pull(worker, entry, None)
     if entry.state != INLINE:
-        raise raised(worker.error_of(entry))
+        raise raised(error_of(entry))
     return entry.value
 
 

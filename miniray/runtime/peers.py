@@ -17,7 +17,7 @@ from miniray.core.circuit import Forgotten, goodbye
 from miniray.core.directory import FAILED, INLINE, STORED, Address
 from miniray.core.owner import Result
 from miniray.core.submission import Remote
-from miniray.runtime import frames
+from miniray.runtime import cancellation, frames
 from miniray.runtime.transport import RING_BYTES, CircuitChannel, RingChannel
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Peers:
             frames.LOST: self._lost,
             frames.LEASE: self._leased,
             frames.INTRODUCED: self._introduced,
+            frames.CANCEL_OWNED: self._cancel_owned,
         }
 
     # ---- connections
@@ -289,9 +290,16 @@ class Peers:
         _, force, recursive, call = frames.CALL.unpack_from(frame)
         self._worker.executor.cancel(peer, call, bool(force), bool(recursive))
 
+    def _cancel_owned(self, peer: Peer, frame: bytes, now: float) -> None:
+        oid, _, flags = frames.unpack_object(frame)
+        entry = self._worker.owner.directory.find(oid)
+        if entry is not None and entry.task is not None:
+            force = bool(flags & frames.FORCE) and entry.task.client is None
+            cancellation.give_up(self._worker, entry.task, force, bool(flags & frames.RECURSIVE))
+
     def _bounced(self, peer: Peer, frame: bytes, now: float) -> None:
         if peer.remote is not None:
-            self._worker.owner.submission.bounced(now, peer.remote, frames.unpack_bounce(frame))
+            self._worker.owner.submission.bounced(now, peer.remote, *frames.unpack_bounce(frame))
 
     def _asked(self, peer: Peer, frame: bytes, now: float) -> None:
         self._worker.answer(peer.address, frames.unpack_object(frame)[0])

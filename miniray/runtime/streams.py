@@ -63,7 +63,7 @@ class Stream:
         directory = self.worker.owner.directory
         oid = ids.object_id(self.record.id, index + 2)
         if index < self.arrived:
-            self.worker.owner.settle(now, directory.find(oid) or freed(oid), result, address[0])
+            self.worker.owner.settle(now, directory.find(oid) or freed(oid), result, address)
             self._acknowledge()     # the new attempt does not know what was taken before
             return
         entry = directory.own(oid)

@@ -71,7 +71,9 @@ NO_LEASE = Assignment(wire.LeaseTerms())
 class TaskContext:
     """What runs on the calling thread or coroutine."""
 
-    __slots__ = ("task_id", "name", "attempt", "actor_id", "assignment")
+    __slots__ = ("task_id", "name", "attempt", "actor_id", "assignment", "cancelled", "function")
+    cancelled: bool
+    function: Function
 
     def __init__(
         self, task_id: bytes, name: str, attempt: int, actor_id: bytes, assignment: Assignment
@@ -81,6 +83,12 @@ class TaskContext:
         self.attempt = attempt
         self.actor_id = actor_id
         self.assignment = assignment
+
+    @property
+    def function_name(self) -> str:
+        """Module and name of the function or method that runs; `name` while it is not known."""
+        function = getattr(self, "function", None)
+        return function.full_name if function is not None else self.name
 
     @property
     def resources(self) -> dict[str, int]:
@@ -122,6 +130,15 @@ class Function:
             self.call: Any = known
         else:
             self.call = bound_method(instance, self.name)
+
+
+    @property
+    def full_name(self) -> str:
+        """Its module and name. Of coroutines with the functions around the definition, as in Ray."""
+        qualified = getattr(self.call, "__qualname__", self.name)
+        if not (inspect.iscoroutinefunction(self.call) or inspect.isasyncgenfunction(self.call)):
+            qualified = qualified.rpartition("<locals>.")[2]
+        return f"{getattr(self.call, '__module__', '')}.{qualified}"
 
 
 def bound_method(instance: Any, name: str) -> Any:

@@ -67,7 +67,7 @@ class TaskLog:
         offset = self._offset
         return events.pack_row(
             task_id=record.id,
-            name=record.name,
+            name=record.label,
             state="FAILED" if failed or record.state == CANCELLED else "FINISHED",
             parent_task_id=record.parent,
             dependencies=inputs,

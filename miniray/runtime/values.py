@@ -347,6 +347,8 @@ def serialize_function(function: Callable[..., Any], what: str = "the function")
         from miniray.util.check_serialize import report
 
         name = f"{function.__module__}.{function.__qualname__}"
+        if isinstance(function, type):
+            name += ".__init__"
         raise TypeError(f"Could not serialize {what} {name}:\n{report(function)}") from e
     if len(data) > MAX_DEFINITION:
         kind = "actor" if isinstance(function, type) else "remote function"

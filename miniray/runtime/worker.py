@@ -34,16 +34,28 @@ from miniray.core.owner import Owner
 from miniray.core.tasks import ActorTemplate, MethodTemplate, TaskRecord, TaskTemplate
 from miniray.exceptions import GetTimeoutError, RaySystemError
 from miniray.ids import ObjectRef
-from miniray.runtime import actors, arguments, effects, frames, local_objects, streams, tasklog, values
+from miniray.runtime import (
+    actors,
+    arguments,
+    cancellation,
+    effects,
+    frames,
+    local_objects,
+    streams,
+    tasklog,
+    values,
+)  # fmt: skip
 from miniray.runtime.connections import Connections
 from miniray.runtime.control import Control
 from miniray.runtime.definitions import Bound, method_definition
 from miniray.runtime.departures import Departures
-from miniray.runtime.errors import exception_of, failure_bytes, not_rebuilt, raised, unpack_exception
+from miniray.runtime.errors import (
+    FailedArgument, error_of, failure_bytes, not_rebuilt, raised, unpack_exception,
+)  # fmt: skip
 from miniray.runtime.packed import Serialized
 from miniray.runtime.peers import Peers
 from miniray.runtime.raylet_client import RayletClient
-from miniray.runtime.waiting import POLL_LIMIT, Callback, Pump, Waiter
+from miniray.runtime.waiting import POLL_LIMIT, Callback, Getter, Pump, Waiter
 
 if TYPE_CHECKING:
     from miniray.runtime.log_stream import LogStream
@@ -87,8 +99,8 @@ class Asker:
         self.address = address
 
     def notify(self, entry: ObjectEntry) -> None:
-        """The object is ready. Under the worker's lock."""
-        self.worker.peers.send(self.address, frames.pack_answer(entry, failure_bytes))
+        """The object is ready, or given up already. Under the worker's lock."""
+        self.worker.answer(self.address, entry.id)
 
 
 def _split(refs: Sequence[ObjectRef[Any]], limit: int) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
@@ -125,6 +137,7 @@ class CoreWorker:
         self.lock = threading.RLock()
         self.owner = Owner(self.address, config.get("max_lineage_bytes"))
         self.owner.lineage.argument_bytes = arguments.size_of
+        self.owner.argument_failed = FailedArgument
         self.peers = Peers(self)
         self.departures = Departures(self)
         self.pump = Pump(self.mailbox, self._handle, self._tick)
@@ -225,7 +238,7 @@ class CoreWorker:
 
     def submit_task(self, template: TaskTemplate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Submit a task. Returns its ObjectRef, a list of them, a generator, or None for no returns."""
-        encoded = arguments.encode(args, kwargs, self.store_packed, template.name)
+        encoded = arguments.encode(args, kwargs, self.store_packed, template)
         bound = template.bound
         if bound is None or bound.worker is not self:
             bound = template.bound = Bound(self, template)
@@ -236,7 +249,7 @@ class CoreWorker:
         self, client: Any, method: MethodTemplate, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Submit an actor call; the same return forms as `submit_task`."""
-        encoded = arguments.encode(args, kwargs, self.store_packed, method.name)
+        encoded = arguments.encode(args, kwargs, self.store_packed, method)
         self.actors.admit(client)
         tid = self.new_task_id()[:8] + client.id
         retries = method.max_task_retries
@@ -311,19 +324,7 @@ class CoreWorker:
 
     def cancel(self, ref: ObjectRef[Any], force: bool = False, recursive: bool = True) -> None:
         """Give up the task behind `ref`; no effect when it has ended."""
-        record: TaskRecord | None = ref.entry.task
-        if record is None:
-            return
-        if force and record.client is not None:
-            raise ValueError("force=True is not supported for actor tasks.")
-        failure = pb.Failure(kind=pb.TASK_CANCELLED)
-        with self.lock:
-            if not self.owner.cancelled(time.monotonic(), record, failure):
-                peer = self.peers.connected(record.remote.address)
-                peer.channel.send(frames.pack_cancel(record.call, force, recursive))
-                if force:
-                    self.actors.kill_worker(record.remote.address, "cancelled by the task's owner")
-            self.drain()
+        cancellation.cancel(self, ref.entry, force, recursive)
 
     # ---- objects
 
@@ -364,7 +365,13 @@ class CoreWorker:
         entries: list[ObjectEntry] = [ref.entry for ref in refs]
         missing = [e for e in entries if e.state == PENDING or e.state == UNKNOWN]
         if missing:
-            self.await_entries(missing, deadline, timeout)
+            failed = None
+            if len(missing) < len(entries):
+                failed = next((e for e in entries if e.state == FAILED), None)
+            if failed is None:
+                failed = self.await_entries(missing, deadline, timeout)
+            if failed is not None:      # without waiting for the others
+                raise raised(error_of(failed))
         out = []
         for entry in entries:
             state = entry.state
@@ -373,20 +380,9 @@ class CoreWorker:
             elif state == STORED:
                 out.append(local_objects.read(self, entry, deadline))
             else:
-                raise raised(self.error_of(entry))
+                raise raised(error_of(entry))
         self.collect_released()
         return out
-
-    def error_of(self, entry: ObjectEntry) -> BaseException:
-        """The exception a FAILED entry stands for."""
-        error = entry.value
-        if isinstance(error, bytes):
-            return unpack_exception(error)
-        record = entry.task
-        name = record.name if record is not None else ""
-        if record is not None and record.client is not None:
-            name = f"{record.client.spec or 'actor'}.{name}"
-        return exception_of(error, object_id=entry.id, task_name=name)
 
     def load(self, entry: ObjectEntry, payload: Any) -> Any:
         """Deserialize a value; references inside it are borrowed while `entry` holds them."""
@@ -412,13 +408,13 @@ class CoreWorker:
 
     def await_entries(
         self, missing: list[ObjectEntry], deadline: float | None, timeout: float | None
-    ) -> None:
-        """Wait until all have a value, a location or an error."""
-        waiter = Waiter(len(missing))
+    ) -> ObjectEntry | None:
+        """Wait until all have a value or a location, or one an error: that one is returned."""
+        waiter = Getter(len(missing))
         with self.lock:
             for entry in missing:
                 if entry.ready:
-                    waiter.remaining -= 1
+                    waiter.notify(entry)
                 else:
                     self.owner.await_entry(entry, waiter)
             self.drain()
@@ -430,6 +426,7 @@ class CoreWorker:
                 raise GetTimeoutError(
                     f"Get timed out: object {late.id.hex()} is not ready after {timeout} s: {why}"
                 )
+        return waiter.failed
 
     def wait_yielding(self, waiter: Waiter, deadline: float | None) -> bool:
         """Wait; a task that waits long gives its CPU and its queue back meanwhile."""

@@ -92,7 +92,7 @@ def test_a_small_reply_costs_twelve_bytes(call: int, value: bytes) -> None:
 @given(st.lists(CALL, max_size=100))
 def test_bounces(calls: list[int]) -> None:
     frame = frames.pack_bounce(calls)
-    assert frame[0] == frames.BOUNCE and frames.unpack_bounce(frame) == calls
+    assert frame[0] == frames.BOUNCE and frames.unpack_bounce(frame) == (calls, False)
 
 
 @given(CALL, st.booleans(), st.booleans())
