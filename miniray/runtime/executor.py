@@ -33,7 +33,14 @@ from miniray.core.owner import Result
 from miniray.exceptions import ActorDiedError, RayTaskError, RuntimeEnvSetupError, TaskCancelledError
 from miniray.ids import TaskID
 from miniray.runtime import (
-    aliases, arguments, cancellation, frames, local_objects, output, streams, values,
+    aliases,
+    arguments,
+    cancellation,
+    frames,
+    local_objects,
+    output,
+    streams,
+    values,
 )  # fmt: skip
 from miniray.runtime.errors import pack_exception, task_error
 from miniray.runtime.task_context import CURRENT, NO_LEASE, Assignment, ExitActor, Function, TaskContext

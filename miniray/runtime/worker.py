@@ -50,7 +50,12 @@ from miniray.runtime.control import Control
 from miniray.runtime.definitions import Bound, method_definition
 from miniray.runtime.departures import Departures
 from miniray.runtime.errors import (
-    FailedArgument, error_of, failure_bytes, not_rebuilt, raised, unpack_exception,
+    FailedArgument,
+    error_of,
+    failure_bytes,
+    not_rebuilt,
+    raised,
+    unpack_exception,
 )  # fmt: skip
 from miniray.runtime.packed import Serialized
 from miniray.runtime.peers import Peers
