@@ -131,7 +131,6 @@ class Function:
         else:
             self.call = bound_method(instance, self.name)
 
-
     @property
     def full_name(self) -> str:
         """Its module and name. Of coroutines with the functions around the definition, as in Ray."""
