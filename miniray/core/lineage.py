@@ -2,8 +2,8 @@
 
 An object whose copies are all lost is rebuilt by running its task again. Its arguments may have
 been freed since: then their tasks run first, and so on. So a finished task whose results are in
-stores keeps its arguments' *entries*: one that is in a store is freed all the same but keeps its
-task, one that is inline simply stays, and both go with the last task that refers to them::
+stores keeps its arguments' *entries*: one that is in a store and can be made again is freed all the
+same but keeps its task, others simply stay, and both go with the last task that refers to them::
 
     a (freed) ◀── held ── task of b ◀── b (freed) ◀── held ── task of c ◀── c (STORED, referenced)
 
@@ -124,6 +124,10 @@ class Lineage:
             records[record] = None
             wanted.extend(one for one in record.held or () if one.state == FREED)
         return list(records)
+
+    def can_make(self, entry: ObjectEntry) -> bool:
+        """Whether the object may be freed although a task that took it may have to run again."""
+        return entry.state != INLINE and (entry.owner is not None or not self._obstacle(entry, entry.task))
 
     def _obstacle(self, entry: ObjectEntry, record: TaskRecord | None) -> str:
         if ids.is_put(entry.id):

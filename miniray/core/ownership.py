@@ -27,7 +27,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from .directory import FREED, INLINE, PENDING, Address, Directory, ObjectEntry
+from .directory import FREED, PENDING, Address, Directory, ObjectEntry
 from .lineage import Lineage
 
 
@@ -103,7 +103,7 @@ class Ownership:
         if entry.local > 0 or entry.pins > 0 or entry.state == FREED:
             return
         rare = entry.rare
-        if rare is not None and rare.lineage and entry.state == INLINE:
+        if rare is not None and rare.lineage and not self.lineage.can_make(entry):
             return
         if entry.owner is not None:
             if (entry.id, self.me) in self.awaiting:

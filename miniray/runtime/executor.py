@@ -281,6 +281,9 @@ class Executor:
             del args, kwargs
             results = self.results(value, returns, tid, peer, call, function)
             del value
+        except local_objects.ArgumentLost:
+            self._send_back(peer, call, held, restored)
+            return
         except ExitActor:
             results = [self._failure(exited())] * max(1, returns)
             self._exit = wire.Exit(graceful=True, reason="exit_actor() was called")
@@ -306,6 +309,14 @@ class Executor:
         with self.worker.lock:
             retained = self.worker.owner.ownership.retained(restored, peer.address) if restored else []
             self._reply(peer, call, min(spent, 0xFFFFFFFF), returns, results, retained)
+
+    def _send_back(self, peer: Any, call: int, held: list[ObjectEntry], restored: Any) -> None:
+        """An argument has to be made again before this task can run: its owner will send it again."""
+        values.end_restoring(restored)
+        self._unpin(held)
+        with self.worker.lock:
+            peer.channel.send(frames.pack_bounce([call]))
+            self.worker.peers.end_turn()
 
     def function(self, peer: Any, number: int) -> Function:
         """What `number` means on this channel; the definition is loaded at first use."""

@@ -175,7 +175,22 @@ def fetch(
     held.append(entry)
     if slot.state == INLINE:
         return worker.load(entry, slot.payload)
+    if entry.owner == caller and worker.executor is not None and worker.executor.actor_spec is None:
+        _bring(worker, entry)
     return buffer_of(worker, entry) if raw else read(worker, entry, None)
+
+
+class ArgumentLost(Exception):
+    """All copies of an argument are gone: its owner, who sent the task, has to make it again first."""
+
+
+def _bring(worker: CoreWorker, entry: ObjectEntry) -> None:
+    """Have a copy here before the task starts. ArgumentLost rather than waiting for it to be made again:
+    that may need just what this task holds."""
+    while entry.state == STORED and not worker.store.contains(entry.id):
+        pull(worker, entry, None)
+    if entry.state == PENDING:
+        raise ArgumentLost
 
 
 def _holder(worker: CoreWorker, slot: frames.Slot, caller: Address) -> ObjectEntry:

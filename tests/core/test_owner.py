@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from owner_rig import ME, W1, W2, W3, Rig, failed, stored
 
 from miniray.core.directory import FAILED
@@ -311,12 +312,22 @@ def test_inline_arguments_stay_as_long_as_they_may_be_needed_again() -> None:
     assert len(rig.owner.directory) == 0
 
 
-def test_a_freed_argument_that_nobody_can_make_makes_the_object_lost() -> None:
+@pytest.mark.parametrize("kind", ["put", "no retries"])
+def test_an_argument_that_nobody_can_make_stays_as_long_as_what_was_made_of_it(kind: str) -> None:
     rig = Rig()
-    rig.put("p", node=ME[0])
+    if kind == "put":
+        rig.put("p", node=ME[0])
+    else:
+        stored_task(rig, "p", retries=0)
     stored_task(rig, "b", "p")
     rig.drop("p")
-    assert not lost(rig, "b")
+    assert rig.effects() == [] and rig.knows("p")
+    assert lost(rig, "b")
+    assert rig.effects() == ["push b to w1"]
+    rig.reply("b", stored())
+    rig.drop("b")
+    assert len(rig.owner.directory) == 0
+    assert sorted(effect[:6] for effect in rig.effects()) == ["free b", "free p"]
 
 
 def test_lineage_goes_with_the_last_object_that_needs_it() -> None:
