@@ -11,6 +11,8 @@ from typing import Any, Generic, TypedDict, TypeVar, final
 from typing_extensions import Buffer as _Buffer
 from typing_extensions import Self
 
+_R = TypeVar("_R", bound="ObjectRefBase")
+
 class StoreFull(Exception):
     """No free block is large enough, or the object table is full."""
 
@@ -202,12 +204,80 @@ class Mailbox:
     def close(self) -> None:
         """Closes all channels."""
 
+class EntryBase:
+    """The storage of `core.directory.ObjectEntry`: EntryBase(id, owner=None, state=0).
+
+    Not tracked by the collector.
+    """
+
+    id: bytes
+    state: int
+    value: Any
+    size: int
+    owner: Any
+    local: int
+    pins: int
+    waiters: Any
+    task: Any
+    rare: Any
+
+    def __new__(cls, id: bytes, owner: Any = None, state: int = 0, /) -> Self: ...
+
+class RecordBase:
+    """The storage of `core.tasks.TaskRecord`. Not tracked by the collector before track()."""
+
+    id: bytes
+    template: Any
+    arguments: Any
+    dependencies: list[Any] | None
+    held: list[Any] | None
+    returns: list[Any]
+    unresolved: int
+    state: int
+    done: bool
+    attempt: int
+    retries_left: int
+    lane: Any
+    remote: Any
+    call: int
+    client: Any
+    parent: bytes
+    name: str
+    submitted_at: float
+    pushed_at: float
+    ended_at: float
+    error: Any
+    cancel_requested: bool
+    stream: Any
+
+    def __new__(
+        cls, id: bytes, template: Any, arguments: Any, dependencies: list[Any] | None, held: list[Any] | None,
+        returns: list[Any], retries: int, lane: Any, client: Any, parent: bytes, now: float, /,
+    ) -> Self: ...
+    def track(self) -> None:
+        """Part of a cycle that only the collector can find: tell it of this record."""
+
+@final
+class RecordMaker:
+    """Makes what a call needs in one step."""
+
+    def __init__(
+        self, objects: dict[bytes, Any], entry: type[EntryBase], record: type[RecordBase],
+        ref: type[ObjectRefBase], /,
+    ) -> None: ...
+    def task(
+        self, id: bytes, template: Any, arguments: Any, dependencies: list[Any] | None,
+        held: list[Any] | None, retries: int, lane: Any, client: Any, parent: bytes, now: float, /,
+    ) -> tuple[Any, Any]:
+        """The record of a task with one return, whose entry is in `objects` now, and its reference."""
+
 class ObjectRefBase:
     """A reference to an object: id, owner and the process's record of it.
 
-    Not tracked by the collector; a subclass stays so with `__slots__ = ()`. When it dies, `entry`
-    moves to the list that drain_released() empties (unless it is None, or the process was forked
-    since). Equal and hashed by id; weak references work.
+    Not tracked by the collector; a subclass stays so with `__slots__ = ()`. An `entry` that is an
+    EntryBase has its living references counted in `local`. When the last one dies, or any one with
+    another kind of entry, the entry moves to the list that drain_released() empties (unless it is
+    None, or the process was forked since). Equal and hashed by id; weak references work.
     """
 
     def __new__(cls, id: bytes, owner: object = None, entry: object = None) -> Self: ...
@@ -225,18 +295,39 @@ class ObjectRefBase:
     def __eq__(self, other: object) -> bool: ...
 
 def drain_released(limit: int = 4096) -> list[Any]:
-    """Entries whose reference died since the last call, oldest first, at most `limit`."""
+    """Entries whose last reference died since the last call, oldest first, at most `limit`."""
 
 def released_pending() -> bool:
     """Whether drain_released would return something."""
+
+def first_pending(refs: Sequence[ObjectRefBase], start: int = 0, /) -> int:
+    """Where the first reference from `start` on stands whose object is not ready; -1: all are."""
+
+def first_failed(refs: Sequence[ObjectRefBase], /) -> int:
+    """Where the first reference stands whose object is an error; -1: there is none."""
+
+def unknown(refs: Sequence[ObjectRefBase], /) -> list[Any]:
+    """The entries whose owner nobody has asked yet."""
+
+def count_ready(refs: Sequence[ObjectRefBase], enough: int, /) -> int:
+    """How many of the objects are ready; stops counting at `enough`."""
+
+def split_ready(refs: Sequence[_R], limit: int, /) -> tuple[list[_R], list[_R]]:
+    """(the first `limit` references that are ready, all others), each in order."""
+
+def check_refs(items: list[Any], cls: type, /) -> bool | None:
+    """Whether all items refer to different objects; None when one is no `cls` with an entry."""
 
 @final
 class IdGenerator:
     """TaskIDs: 5-byte prefix + 3-byte counter + 16-byte suffix (actor, or "no actor" and job)."""
 
     def __init__(self, prefix5: bytes, suffix16: bytes) -> None: ...
-    def next(self) -> bytes:
-        """The next id (24 bytes). OverflowError after 16,777,216 of them: take a new prefix."""
+    def next(self, suffix16: bytes | None = None, /) -> bytes:
+        """The next id (24 bytes), with another suffix if one is given.
+
+        OverflowError after 16,777,216 of them: take a new prefix.
+        """
 
 def fork_generation() -> int:
     """Grows by one in a forked child."""

@@ -117,7 +117,8 @@ class ActorClass(Generic[T]):
         except ActorAlreadyExistsError:
             raise self._taken(template) from None
         token = worker.handle_token(actor_id)
-        return ActorHandle(worker, actor_id, self.__ray_metadata__.state, token)
+        state = self.__ray_metadata__.state
+        return state.handle_class(worker, actor_id, state, token)
 
     def _taken(self, template: ActorTemplate) -> ActorAlreadyExistsError:
         name, namespace = template.name, template.namespace
@@ -260,12 +261,18 @@ def _check_name(chosen: dict[str, Any]) -> None:
 class HandleState:
     """What all handles of one actor class share: its name, its methods and their packed form."""
 
-    __slots__ = ("_packed", "class_name", "methods")
+    __slots__ = ("_packed", "class_name", "handle_class", "methods")
 
     def __init__(self, class_name: str, methods: dict[str, MethodInfo], packed: bytes = b"") -> None:
         self.class_name = class_name
         self.methods = methods
         self._packed = packed
+        self.handle_class: type[ActorHandle[Any]] = type("ActorHandle", (ActorHandle,), {
+            name: MethodOf(info)
+            for name, info in methods.items()
+            if not name.startswith("__") and not hasattr(ActorHandle, name)
+        })
+        """The type of the handles: what is found on it needs no failed look-up before."""
 
     @property
     def packed(self) -> bytes:
@@ -292,6 +299,18 @@ class HandleState:
 
 STATES_KEPT = 256
 _states: dict[bytes, HandleState] = {}
+
+
+class MethodOf:
+    """A method in the type of an actor's handles."""
+
+    __slots__ = ("_info",)
+
+    def __init__(self, info: MethodInfo) -> None:
+        self._info = info
+
+    def __get__(self, handle: ActorHandle[Any], owner: type) -> ActorMethod:
+        return ActorMethod(handle, self._info)
 
 
 class ActorHandle(Generic[T]):
@@ -354,7 +373,8 @@ class ActorHandle(Generic[T]):
 
 def restore_handle(actor_id: bytes, packed: bytes, token: ObjectRef[Any] | None = None) -> ActorHandle[Any]:
     """A handle in this process from what `__reduce__` or the GCS gave; weak without a token."""
-    return ActorHandle(api.connected_worker(), actor_id, HandleState.unpack(packed), token)
+    state = HandleState.unpack(packed)
+    return state.handle_class(api.connected_worker(), actor_id, state, token)
 
 
 def exit_actor() -> NoReturn:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from miniray import _native
 from miniray.ids import ObjectRef
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def connected_worker() -> CoreWorker:
     """This process's worker library; connects at first use. Raises after a fork, and in a worker
     process whose raylet is gone."""
     if _library is not None:
-        worker: CoreWorker | None = _library.current_or_none()
-        if worker is not None:
+        worker: CoreWorker | None = _library._current
+        if worker is not None and _native.fork_generation() == _library._generation:
             return worker
     return _connect()
 
@@ -157,18 +158,15 @@ def wait(
         )
     if timeout is not None and timeout < 0:
         raise ValueError(f"The 'timeout' argument must be nonnegative. Received {timeout}")
-    generators = False
-    for waitable in ray_waitables:
-        if type(waitable) is not ObjectRef:
-            if not _is_generator(waitable):
-                raise TypeError(
-                    "wait() expected a list of ray.ObjectRef or ray.ObjectRefGenerator, "
-                    f"got list containing {type(waitable)}"
-                )
-            generators = True
+    distinct = _native.check_refs(ray_waitables, ObjectRef)
+    generators = distinct is None and _has_generators(ray_waitables)
     if not ray_waitables:
         return [], []
-    if len(set(ray_waitables)) != len(ray_waitables):
+    if distinct is None:
+        distinct = len(set(ray_waitables)) == len(ray_waitables)
+        if not generators:
+            ray_waitables = [_adopt(worker, ref) for ref in ray_waitables]
+    if not distinct:
         raise ValueError("Wait requires a list of unique ray_waitables.")
     if num_returns <= 0:
         raise ValueError(f"Invalid number of objects to return {num_returns}.")
@@ -181,6 +179,20 @@ def wait(
 
         return waitables.wait_mixed(worker, ray_waitables, num_returns, timeout)
     return worker.wait(ray_waitables, num_returns, timeout, fetch_local)
+
+
+def _has_generators(waitables: list[Any]) -> bool:
+    """Whether generators are among the references. TypeError for what is neither."""
+    found = False
+    for waitable in waitables:
+        if type(waitable) is not ObjectRef:
+            if not _is_generator(waitable):
+                raise TypeError(
+                    "wait() expected a list of ray.ObjectRef or ray.ObjectRefGenerator, "
+                    f"got list containing {type(waitable)}"
+                )
+            found = True
+    return found
 
 
 def cancel(

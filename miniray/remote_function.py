@@ -91,11 +91,12 @@ class RemoteFunction(Generic[R]):
         self.remote = functools.wraps(function)(self._make_remote())
 
     def _make_remote(self) -> Callable[..., Any]:
+        connected_worker = api.connected_worker
         check = self._signature.check
         decorator = self._decorator
 
-        def submit(args: Any, kwargs: Any) -> Any:
-            worker = api.connected_worker()
+        def submit(*args: Any, **kwargs: Any) -> Any:
+            worker = connected_worker()
             check(args, kwargs)
             template = self._template
             if worker is not self._worker or template is None:
@@ -105,9 +106,9 @@ class RemoteFunction(Generic[R]):
             return worker.submit_task(template, args, kwargs)
 
         if decorator is not None:
-            invocation = decorator(submit)
+            invocation = decorator(lambda args, kwargs: submit(*args, **kwargs))
             return lambda *args, **kwargs: invocation(args, kwargs)
-        return lambda *args, **kwargs: submit(args, kwargs)
+        return submit
 
     def _bind(self, worker: CoreWorker) -> TaskTemplate:
         """Resolve the options for this session."""

@@ -37,19 +37,25 @@ PyObject* generator_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   return reinterpret_cast<PyObject*>(self);
 }
 
-PyObject* generator_next(PyObject* object, PyObject*) {
+PyObject* generator_next(PyObject* object, PyObject* const* args, Py_ssize_t nargs) {
   auto* self = reinterpret_cast<IdGeneratorObject*>(object);
+  PyObject* suffix = nargs ? args[0] : Py_None;
+  if (nargs > 1 || (suffix != Py_None && (!PyBytes_Check(suffix) || PyBytes_GET_SIZE(suffix) != kSuffix)))
+    return PyErr_Format(PyExc_ValueError, "next() takes a suffix of %zd bytes", kSuffix);
   if (self->counter == kCounterEnd)
     return PyErr_Format(PyExc_OverflowError, "all %u ids of this prefix are used: take a new prefix",
                         kCounterEnd);
   uint32_t n = self->counter++;
   for (int i = 0; i < 3; ++i) self->id[kPrefix + i] = static_cast<uint8_t>(n >> (8 * (2 - i)));
-  return PyBytes_FromStringAndSize(reinterpret_cast<char*>(self->id), kTaskId);
+  PyObject* id = PyBytes_FromStringAndSize(reinterpret_cast<char*>(self->id), kTaskId);
+  if (id && suffix != Py_None)
+    std::memcpy(PyBytes_AS_STRING(id) + kTaskId - kSuffix, PyBytes_AS_STRING(suffix), kSuffix);
+  return id;
 }
 
 void generator_dealloc(PyObject* object) { Py_TYPE(object)->tp_free(object); }
 
-PyMethodDef generator_methods[] = {{"next", method(generator_next), METH_NOARGS, nullptr}, {}};
+PyMethodDef generator_methods[] = {{"next", method(generator_next), METH_FASTCALL, nullptr}, {}};
 
 }  // namespace
 

@@ -8,6 +8,7 @@
 #include <cerrno>
 
 #include "python.h"
+#include "records.h"
 #include "shm.h"
 
 namespace py = pybind11;
@@ -44,6 +45,8 @@ PYBIND11_MODULE(_native, module) {
   check(miniray::add_store_types(module.ptr()));
   check(miniray::add_channel_type(module.ptr()));
   check(miniray::add_mailbox_type(module.ptr()));
+  check(miniray::add_record_types(module.ptr()));
+  check(miniray::add_list_functions(module.ptr()));
   check(miniray::add_reference_types(module.ptr()));
   check(miniray::add_id_types(module.ptr()));
   module.def("fork_generation", &miniray::fork_generation);

@@ -2,7 +2,8 @@
 //
 // A process holds millions of these, makes one per task and drops them at any moment, in any thread,
 // also inside the collector. So the type is not tracked by the collector, and its death runs no
-// Python code: it moves the `entry` reference to a list that the I/O thread drains.
+// Python code: it counts itself off its entry, and the last one moves the entry to a list that the
+// worker library drains.
 //
 // CPython gives every class made in Python to the collector; instances of a subclass with
 // `__slots__ = ()` are made untracked all the same. The list is per process and guarded by the GIL; a
@@ -12,22 +13,14 @@
 #include <algorithm>
 #include <cstring>
 
-#include "python.h"
+#include "records.h"
 #include "shm.h"
 
 namespace miniray {
-namespace {
 
 PyTypeObject RefType = {PyVarObject_HEAD_INIT(nullptr, 0)};
 
-struct RefObject {
-  PyObject_HEAD
-  uint8_t id[kIdSize];
-  uint32_t forks;
-  PyObject* owner;
-  PyObject* entry;
-  PyObject* weakrefs;
-};
+namespace {
 
 RefObject* as_ref(PyObject* self) { return reinterpret_cast<RefObject*>(self); }
 
@@ -94,6 +87,8 @@ RefObject* new_ref(PyTypeObject* type) {
   return self;
 }
 
+}  // namespace
+
 PyObject* make_ref(PyTypeObject* type, PyObject* id, PyObject* owner, PyObject* entry) {
   const void* raw = id_bytes(id);
   RefObject* self = raw ? new_ref(type) : nullptr;
@@ -102,8 +97,11 @@ PyObject* make_ref(PyTypeObject* type, PyObject* id, PyObject* owner, PyObject* 
   self->forks = fork_generation();
   self->owner = Py_NewRef(owner);
   self->entry = Py_NewRef(entry);
+  if (EntryObject* known = as_entry(entry)) count_local(known, 1);
   return reinterpret_cast<PyObject*>(self);
 }
+
+namespace {
 
 PyObject* ref_new(PyTypeObject* type, PyObject* args, PyObject* kwargs) {
   if ((kwargs == nullptr || PyDict_GET_SIZE(kwargs) == 0) && PyTuple_GET_SIZE(args) == 3)
@@ -121,13 +119,19 @@ PyObject* ref_make(PyObject* type, PyObject* const* args, Py_ssize_t nargs) {
   return make_ref(reinterpret_cast<PyTypeObject*>(type), args[0], args[1], args[2]);
 }
 
+// Takes over the reference to the entry. One that other references still point at is only counted off.
+void let_go(PyObject* entry) {
+  EntryObject* known = as_entry(entry);
+  if (entry == Py_None || (known && count_local(known, -1) > 0))
+    Py_DECREF(entry);
+  else
+    push_released(entry);
+}
+
 void ref_dealloc(PyObject* object) {
   RefObject* self = as_ref(object);
   if (self->weakrefs) PyObject_ClearWeakRefs(object);
-  if (self->entry == Py_None)
-    Py_DECREF(self->entry);
-  else if (self->entry && self->forks == fork_generation())
-    push_released(self->entry);
+  if (self->entry && self->forks == fork_generation()) let_go(self->entry);
   Py_XDECREF(self->owner);
   PyTypeObject* type = Py_TYPE(object);
   type->tp_free(object);

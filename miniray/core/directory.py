@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from miniray._native import EntryBase
+
 PENDING, INLINE, STORED, FAILED, FREED, UNKNOWN = range(6)
 
 STATE_NAMES = ("PENDING", "INLINE", "STORED", "FAILED", "FREED", "UNKNOWN")
@@ -28,28 +30,20 @@ Address = tuple[bytes, bytes]
 """(node id, worker id)."""
 
 
-class ObjectEntry:
-    """One object.
+class ObjectEntry(EntryBase):
+    """One object: `ObjectEntry(id, owner=None, state=PENDING)`.
 
     `owner` is None for an object this process owns, else the owner's address.
-    `local` counts live ObjectRefs of this process; `pins` counts tasks in flight that take the
-    object and values that contain it; `task` is the record that makes it, kept for lineage.
+    `local` counts live ObjectRefs of this process (they do it themselves); `pins` counts tasks in
+    flight that take the object and values that contain it; `task` is the record that makes it, kept
+    for lineage.
     `waiters` are what `complete` hands back: tasks, getters, remote askers (opaque here).
     """
 
-    __slots__ = ("id", "state", "value", "size", "owner", "local", "pins", "waiters", "task", "rare")
-
-    def __init__(self, oid: bytes, owner: Address | None = None, state: int = PENDING) -> None:
-        self.id = oid
-        self.state = state
-        self.value: Any = None
-        self.size = 0
-        self.owner = owner
-        self.local = 0
-        self.pins = 0
-        self.waiters: list[Any] | None = None
-        self.task: Any = None
-        self.rare: Rare | None = None
+    __slots__ = ()
+    owner: Address | None
+    waiters: list[Any] | None
+    rare: Rare | None
 
     def __repr__(self) -> str:
         return f"<object {self.id.hex()} {STATE_NAMES[self.state]} local={self.local} pins={self.pins}>"

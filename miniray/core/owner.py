@@ -83,6 +83,8 @@ class Owner:
         self.unfinished = 0
         self._cascade: deque[tuple[TaskRecord, ObjectEntry]] = deque()
         self._cascading = False
+        self._watchers: dict[Any, None] = {}
+        self._failure_watchers: dict[Any, None] = {}
         self._stories = Stories()
 
     # ---- submitting
@@ -129,8 +131,25 @@ class Owner:
         """`waiter` wants the object; a borrowed one is asked for once."""
         self.directory.await_(entry, waiter)
         if entry.state == UNKNOWN:
-            entry.state = PENDING
-            self.out.append(Ask(entry))
+            self.ask(entry)
+
+    def ask(self, entry: ObjectEntry) -> None:
+        """Somebody here wants to know the borrowed object, which nobody has asked for yet."""
+        entry.state = PENDING
+        self.out.append(Ask(entry))
+
+    def watch(self, waiter: Any) -> None:
+        """`waiter` wants to hear, once, when anything has become ready."""
+        self._watchers[waiter] = None
+
+    def watch_failures(self, waiter: Any) -> None:
+        """`waiter` wants to hear of every object that fails."""
+        self._failure_watchers[waiter] = None
+
+    def unwatch(self, waiter: Any) -> None:
+        """It wants to hear of nothing any more."""
+        self._watchers.pop(waiter, None)
+        self._failure_watchers.pop(waiter, None)
 
     def _dependency_ready(self, now: float, record: TaskRecord, entry: ObjectEntry) -> None:
         if record.done:
@@ -185,6 +204,27 @@ class Owner:
         self._done(now, record, FINISHED)
         return record
 
+    def replied_inline(
+        self, now: float, remote: Remote, call: int, spent_us: float, value: bytes
+    ) -> TaskRecord | None:
+        """`replied` for nearly all answers: one small value without references."""
+        record = self.submission.replied(now, remote, call, spent_us)
+        if record is None:
+            return None
+        for entry in record.returns[:1]:
+            if entry.waiters is None and entry.state == PENDING and not self._watchers:
+                entry.state = INLINE
+                entry.value = value
+                entry.size = len(value)
+                if entry.local <= 0 and entry.pins <= 0:
+                    self.ownership.consider(entry)
+            else:
+                self.settle(now, entry, Result(INLINE, value, len(value)), remote.address)
+        if record.stream is not None:
+            record.stream.ended([Result(INLINE, value, len(value))])
+        self._done(now, record, FINISHED)
+        return record
+
     def settle(self, now: float, entry: ObjectEntry, result: Result, source: Address) -> None:
         """One object got its value (on the node of `source` if STORED) or its error."""
         if entry.state == FREED:
@@ -222,6 +262,11 @@ class Owner:
     def complete(self, now: float, entry: ObjectEntry, state: int, value: Any, size: int = 0) -> None:
         """The object is ready: wake what waits for it."""
         waiters = self.directory.complete(entry, state, value, size)
+        if self._watchers:
+            self.out.extend((watcher, entry) for watcher in self._watchers)
+            self._watchers.clear()
+        if state == FAILED and self._failure_watchers:
+            self.out.extend((watcher, entry) for watcher in self._failure_watchers)
         if not waiters:
             return
         cascade = self._cascade

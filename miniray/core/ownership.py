@@ -87,8 +87,7 @@ class Ownership:
     # ---- this process's references
 
     def released(self, entry: ObjectEntry) -> None:
-        """One ObjectRef of this process is gone."""
-        entry.local -= 1
+        """The last ObjectRef of this process is gone (unless one has come since)."""
         if entry.local <= 0 and entry.pins <= 0:
             self.consider(entry)
 
@@ -103,6 +102,9 @@ class Ownership:
         if entry.local > 0 or entry.pins > 0 or entry.state == FREED:
             return
         rare = entry.rare
+        if rare is None and entry.owner is None and entry.state != PENDING:   # nearly all
+            self._forget(entry)
+            return
         if rare is not None and rare.lineage and not self.lineage.can_make(entry):
             return
         if entry.owner is not None:
@@ -124,6 +126,9 @@ class Ownership:
         rare = entry.rare
         self.directory.forget(entry)
         entry.value = None
+        if rare is None and (entry.task is None or len(entry.task.returns) == 1):
+            entry.task = None       # it was never in a store: its task is not remembered
+            return
         self.lineage.freed(entry)
         if rare is None:
             return

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from miniray._native import RecordBase
+
 STREAMING = -1
 """`num_returns="streaming"`: the task yields its results one by one."""
 
@@ -83,57 +85,16 @@ class ActorTemplate:
     bound: Any = None
 
 
-class TaskRecord:
+class TaskRecord(RecordBase):
     """One submitted task, actor call or actor creation, at its owner.
 
-    `held` are the entries pinned until the reply (arguments and references inside them);
-    `dependencies` the top-level arguments that must have a value before it can be pushed;
+    Made from id, template, arguments, dependencies, held, returns, retries, lane, client, parent
+    and the time. `held` are the entries pinned until the reply (arguments and references inside
+    them); `dependencies` the top-level arguments that must have a value before it can be pushed;
     `call` its number on the channel it was pushed to; `remote` the worker it was pushed to.
     """
 
-    __slots__ = (
-        "id", "template", "arguments", "dependencies", "held", "returns", "unresolved", "state", "done",
-        "attempt", "retries_left", "lane", "remote", "call", "client", "parent", "name",
-        "submitted_at", "pushed_at", "ended_at", "error", "cancel_requested", "stream",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        tid: bytes,
-        template: Any,
-        arguments: Any,
-        dependencies: list[Any] | None,
-        held: list[Any] | None,
-        returns: list[Any],
-        retries: int,
-        lane: Any,
-        client: Any,
-        parent: bytes,
-        now: float,
-    ) -> None:
-        self.id = tid
-        self.template = template
-        self.arguments = arguments
-        self.dependencies = dependencies
-        self.held = held
-        self.returns = returns
-        self.unresolved = 0
-        self.state = WAITING
-        self.done = False
-        self.attempt = 0
-        self.retries_left = retries
-        self.lane = lane
-        self.remote: Any = None
-        self.call = 0
-        self.client = client
-        self.parent = parent
-        self.name = template.name
-        self.submitted_at = now
-        self.pushed_at = 0.0
-        self.ended_at = 0.0
-        self.error: Any = None
-        self.cancel_requested = False
-        self.stream: Any = None
+    __slots__ = ()
 
     @property
     def label(self) -> str:

@@ -89,7 +89,7 @@ class Actors:
         actor_id = ids.actor_id(os.urandom(12), worker.job_id)
         spec = self._spec(template, actor_id)
         record = TaskRecord(
-            worker.new_task_id()[:8] + actor_id, _Creation(template), encoded, None, None, [], 0, None, None,
+            worker.new_task_id(actor_id), _Creation(template), encoded, None, None, [], 0, None, None,
             worker.default_task, time.monotonic(),
         )  # fmt: skip
         record.name = f"{template.class_name}.__init__"

@@ -15,9 +15,8 @@ from miniray.core.owner import Ask
 from miniray.core.ownership import BorrowAdd, BorrowDrop, Free, Watch
 from miniray.core.submission import LeaseDone, LeaseUnwanted, LeaseWanted
 from miniray.core.tasks import TaskRecord
-from miniray.runtime import arguments, frames
+from miniray.runtime import frames
 from miniray.runtime.definitions import lease_request
-from miniray.runtime.errors import failure_bytes
 from miniray.runtime.waiting import Waiter
 
 if TYPE_CHECKING:
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 def drain(worker: CoreWorker, burst: bool = False) -> None:
     """Carry out all that is in the outbox, and what follows from it. `burst`: more calls may come."""
     out = worker.owner.out
+    push = worker.peers.push
     i = 0
     while i < len(out):
         effect = out[i]
@@ -34,7 +34,7 @@ def drain(worker: CoreWorker, burst: bool = False) -> None:
         kind = type(effect)
         if kind is TaskRecord:
             if effect.remote is not None:
-                worker.peers.push(effect, arguments.pack_push, failure_bytes)
+                push(effect)
         elif kind is tuple:
             waiter, entry = effect
             waiter.notify(entry)
@@ -43,7 +43,8 @@ def drain(worker: CoreWorker, burst: bool = False) -> None:
         else:
             _EFFECTS[kind](worker, effect)
     out.clear()
-    worker.peers.end_turn(burst)
+    if worker.peers.turn:
+        worker.peers.end_turn(burst)
 
 
 def _lease_wanted(worker: CoreWorker, effect: LeaseWanted) -> None:

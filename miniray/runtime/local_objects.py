@@ -19,7 +19,7 @@ from miniray._proto import common_pb2 as pb
 from miniray._proto import worker_pb2 as wire
 from miniray.core.directory import FAILED, INLINE, PENDING, STORED, UNKNOWN, Address, ObjectEntry
 from miniray.exceptions import GetTimeoutError, ObjectStoreFullError, RaySystemError
-from miniray.runtime import frames
+from miniray.runtime import awaiting, frames
 from miniray.runtime.errors import error_of, exception_of, raised, unpack_exception
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def read(worker: CoreWorker, entry: ObjectEntry, deadline: float | None) -> Any:
             return worker.load(entry, buffer)
         pull(worker, entry, deadline)
     if entry.state in (PENDING, UNKNOWN):
-        worker.await_entries([entry], deadline, None)
+        awaiting.await_one(worker, entry, deadline)
         return read(worker, entry, deadline)
     if entry.state == FAILED:
         raise raised(error_of(entry))

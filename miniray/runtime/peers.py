@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from miniray._proto import common_pb2 as pb
 from miniray._proto.worker_pb2 import ChannelOpen, RelayBatch, ToRaylet, WorkerGone
 from miniray.core.circuit import Forgotten, goodbye
-from miniray.core.directory import FAILED, INLINE, STORED, Address
-from miniray.core.owner import Result
+from miniray.core.directory import FAILED, STORED, Address
 from miniray.core.submission import Remote
+from miniray.core.tasks import TaskRecord
 from miniray.runtime import cancellation, frames
+from miniray.runtime.arguments import pack_push
+from miniray.runtime.errors import failure_bytes
 from miniray.runtime.transport import RING_BYTES, CircuitChannel, RingChannel
 
 if TYPE_CHECKING:
@@ -182,7 +184,7 @@ class Peers:
             return
         self.connected(address).channel.send(frame)
 
-    def push(self, record: Any, pack: Any, pack_error: Any) -> None:
+    def push(self, record: TaskRecord) -> None:
         """Send a task or call to the worker it was assigned to."""
         remote: Remote = record.remote
         peer = remote.channel
@@ -200,7 +202,7 @@ class Peers:
             number = peer.numbers[template] = len(peer.numbers) + 1
             peer.channel.send(frames.pack_function(number, self._worker.definition(template)))
         flags = frames.RETRY_EXCEPTIONS if template.retry_exceptions and record.retries_left else 0
-        peer.channel.send(pack(record, number, flags, self._worker.address, pack_error))
+        peer.channel.send(pack_push(record, number, flags, self._worker.address, failure_bytes))
 
     def end_turn(self, burst: bool = False) -> None:
         """Hand on what was gathered. `burst`: the caller may be about to make more calls."""
@@ -234,8 +236,7 @@ class Peers:
                 _, _, _, call, spent = frames.REPLY_HEADER.unpack_from(frame)
                 remote = peer.remote
                 if remote is not None:
-                    value = frame[12:]
-                    owner.replied(now, remote, call, spent, [Result(INLINE, value, len(value))])
+                    owner.replied_inline(now, remote, call, spent, frame[12:])
             else:
                 handlers[kind](peer, frame, now)
 

@@ -188,6 +188,7 @@ class Stream:
 def generator(worker: CoreWorker, record: TaskRecord, done: ObjectRef[Any]) -> Any:
     """What a streaming or dynamic call returns. Under the worker's lock, before submission."""
     record.stream = Stream(worker, record)
+    record.track()
     if record.template.num_returns == DYNAMIC:
         return done
     from miniray.generator import ObjectRefGenerator

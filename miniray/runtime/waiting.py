@@ -22,7 +22,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from miniray.core.directory import FAILED, ObjectEntry
 from miniray.exceptions import RaySystemError
 
 LULL_S = 0.005
@@ -69,25 +68,6 @@ class Waiter:
         if self._lock is None:
             self._lock = threading.Lock()
         self._lock.acquire(False)
-
-
-class Getter(Waiter):
-    """A thread that waits for objects to get: the first that failed ends the wait."""
-
-    __slots__ = ("failed",)
-
-    def __init__(self, remaining: int) -> None:
-        super().__init__(remaining)
-        self.failed: ObjectEntry | None = None
-
-    def notify(self, entry: Any) -> None:
-        """An object is ready, or failed. Called under the worker's lock."""
-        self.remaining -= 1
-        if entry is not None and entry.state == FAILED:
-            self.failed = entry
-            self.remaining = 0
-        if self.remaining <= 0:
-            self.signal()
 
 
 class Callback:

@@ -29,14 +29,15 @@ from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import worker_pb2 as wire
 from miniray.core import ids
-from miniray.core.directory import FAILED, INLINE, PENDING, STORED, UNKNOWN, Address, ObjectEntry
+from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
 from miniray.core.owner import Owner
 from miniray.core.tasks import ActorTemplate, MethodTemplate, TaskRecord, TaskTemplate
-from miniray.exceptions import GetTimeoutError, RaySystemError
+from miniray.exceptions import RaySystemError
 from miniray.ids import ObjectRef
 from miniray.runtime import (
     actors,
     arguments,
+    awaiting,
     cancellation,
     effects,
     frames,
@@ -60,7 +61,7 @@ from miniray.runtime.errors import (
 from miniray.runtime.packed import Serialized
 from miniray.runtime.peers import Peers
 from miniray.runtime.raylet_client import RayletClient
-from miniray.runtime.waiting import POLL_LIMIT, Callback, Getter, Pump, Waiter
+from miniray.runtime.waiting import POLL_LIMIT, Callback, Pump, Waiter
 
 if TYPE_CHECKING:
     from miniray.runtime.log_stream import LogStream
@@ -68,9 +69,6 @@ if TYPE_CHECKING:
 INLINE_LIMIT = arguments.INLINE_LIMIT
 IDLE_TICK_S = 1.0
 EVENTS_EVERY_S = 0.5
-BLOCKED_AFTER_S = 0.002
-"""A task that waits longer than this gives its CPU back and its queue away."""
-
 logger = logging.getLogger("miniray")
 
 _current: CoreWorker | None = None
@@ -108,23 +106,6 @@ class Asker:
         self.worker.answer(self.address, entry.id)
 
 
-def _split(refs: Sequence[ObjectRef[Any]], limit: int) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
-    """(the first `limit` references that are ready, all others), in order."""
-    ready: list[ObjectRef[Any]] = []
-    rest: list[ObjectRef[Any]] = []
-    if not limit:
-        return ready, list(refs)
-    for i, ref in enumerate(refs):
-        if INLINE <= ref.entry.state <= FAILED:
-            ready.append(ref)
-            if len(ready) == limit:
-                rest.extend(refs[i + 1 :])
-                break
-        else:
-            rest.append(ref)
-    return ready, rest
-
-
 class CoreWorker:
     """See the module head. `address` is (node id, worker id)."""
 
@@ -143,6 +124,7 @@ class CoreWorker:
         self.owner = Owner(self.address, config.get("max_lineage_bytes"))
         self.owner.lineage.argument_bytes = arguments.size_of
         self.owner.argument_failed = FailedArgument
+        self._records = _native.RecordMaker(self.owner.directory.objects, ObjectEntry, TaskRecord, ObjectRef)
         self.peers = Peers(self)
         self.departures = Departures(self)
         self.pump = Pump(self.mailbox, self._handle, self._tick)
@@ -226,24 +208,23 @@ class CoreWorker:
     def _new_ids(self) -> None:
         self._ids = _native.IdGenerator(os.urandom(5), ids.NO_ACTOR + self.job_id)
 
-    def new_task_id(self) -> bytes:
-        """A fresh TaskID of this job."""
+    def new_task_id(self, actor_id: bytes | None = None) -> bytes:
+        """A fresh TaskID of this job, or of an actor of it."""
         try:
-            return self._ids.next()  # type: ignore[no-any-return]
+            return self._ids.next(actor_id)  # type: ignore[no-any-return]
         except OverflowError:
             self._new_ids()
-            return self._ids.next()  # type: ignore[no-any-return]
+            return self._ids.next(actor_id)  # type: ignore[no-any-return]
 
     def new_ref(self, entry: ObjectEntry) -> ObjectRef[Any]:
         """A live reference to an entry of this process."""
-        entry.local += 1
         return ObjectRef(entry.id, entry.owner, entry)
 
     # ---- tasks
 
     def submit_task(self, template: TaskTemplate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Submit a task. Returns its ObjectRef, a list of them, a generator, or None for no returns."""
-        encoded = arguments.encode(args, kwargs, self.store_packed, template)
+        encoded = arguments.encode(args, kwargs, self.store_packed, template) if args or kwargs else b""
         bound = template.bound
         if bound is None or bound.worker is not self:
             bound = template.bound = Bound(self, template)
@@ -254,9 +235,10 @@ class CoreWorker:
         self, client: Any, method: MethodTemplate, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Submit an actor call; the same return forms as `submit_task`."""
-        encoded = arguments.encode(args, kwargs, self.store_packed, method)
-        self.actors.admit(client)
-        tid = self.new_task_id()[:8] + client.id
+        encoded = arguments.encode(args, kwargs, self.store_packed, method) if args or kwargs else b""
+        if client.max_pending_calls >= 0:
+            self.actors.admit(client)
+        tid = self.new_task_id(client.id)
         retries = method.max_task_retries
         return self._submit(
             method, tid, encoded, client.max_task_retries if retries is None else retries, None, client
@@ -266,29 +248,31 @@ class CoreWorker:
         plain = type(encoded) is bytes
         count = template.num_returns
         parent = self.executor.current_task if self.executor is not None else self.default_task
+        slots, held = (None, None) if plain else (encoded.slots, encoded.held)
+        now = time.monotonic()
         with self.lock:
-            own = self.owner.directory.own
-            if count == 1:
-                entry = own(tid + b"\x01\0\0\0")
-                returns = [entry]
-                entry.local = 1
-                result: Any = ObjectRef(entry.id, None, entry)
+            if count == 1 or count < 0:
+                record, result = self._records.task(
+                    tid, template, encoded, slots, held, retries, lane, client, parent, now
+                )
+                if count < 0:
+                    result = streams.generator(self, record, result)
             else:
-                returns = [own(ids.object_id(tid, i + 1)) for i in range(max(count, 1 if count < 0 else 0))]
+                own = self.owner.directory.own
+                returns = [own(ids.object_id(tid, i + 1)) for i in range(count)]
                 result = [self.new_ref(entry) for entry in returns]
-            record = TaskRecord(
-                tid, template, encoded, None if plain else encoded.slots, None if plain else encoded.held,
-                returns, retries, lane, client, parent, time.monotonic(),
-            )  # fmt: skip
-            for entry in returns:
-                entry.task = record
-            if count < 0:
-                result = streams.generator(self, record, result[0])
-            self.owner.submitted(record.submitted_at, record)
+                record = TaskRecord(
+                    tid, template, encoded, slots, held, returns, retries, lane, client, parent, now
+                )
+                for entry in returns:
+                    entry.task = record
+            self.owner.submitted(now, record)
             if not plain:
                 encoded.alive = None    # the entries are pinned now
-            self.drain(burst=True)
-        self.collect_released()
+            if self.owner.out:
+                self.drain(burst=True)
+        if _native.released_pending():
+            self.collect_released()
         return (result or None) if count == 0 else result
 
     def create_actor(self, template: ActorTemplate, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
@@ -367,21 +351,17 @@ class CoreWorker:
     def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None = None) -> list[Any]:
         """The values, in order. Raises the first error met, or GetTimeoutError saying what is missing."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        entries: list[ObjectEntry] = [ref.entry for ref in refs]
-        missing = [e for e in entries if e.state == PENDING or e.state == UNKNOWN]
-        if missing:
-            failed = None
-            if len(missing) < len(entries):
-                failed = next((e for e in entries if e.state == FAILED), None)
-            if failed is None:
-                failed = self.await_entries(missing, deadline, timeout)
+        if _native.first_pending(refs) >= 0:
+            failed = awaiting.await_all(self, refs, deadline, timeout)
             if failed is not None:      # without waiting for the others
                 raise raised(error_of(failed))
         out = []
-        for entry in entries:
+        for ref in refs:
+            entry: ObjectEntry = ref.entry
             state = entry.state
             if state == INLINE:
-                out.append(self.load(entry, entry.value))
+                plain = entry.rare is None and entry.owner is None  # no references inside
+                out.append(values.deserialize(entry.value) if plain else self.load(entry, entry.value))
             elif state == STORED:
                 out.append(local_objects.read(self, entry, deadline))
             else:
@@ -407,45 +387,12 @@ class CoreWorker:
 
     def collect_released(self) -> None:
         """Count off the ObjectRefs that died."""
-        released = _native.drain_released()
-        if released:
-            self._released(released)
-
-    def await_entries(
-        self, missing: list[ObjectEntry], deadline: float | None, timeout: float | None
-    ) -> ObjectEntry | None:
-        """Wait until all have a value or a location, or one an error: that one is returned."""
-        waiter = Getter(len(missing))
-        with self.lock:
-            for entry in missing:
-                if entry.ready:
-                    waiter.notify(entry)
-                else:
-                    self.owner.await_entry(entry, waiter)
-            self.drain()
-        if not self.wait_yielding(waiter, deadline):
-            late = next((e for e in missing if not e.ready), None)
-            if late is not None:
-                with self.lock:
-                    why = self.owner.why(late)
-                raise GetTimeoutError(
-                    f"Get timed out: object {late.id.hex()} is not ready after {timeout} s: {why}"
-                )
-        return waiter.failed
+        if _native.released_pending():
+            self._released(_native.drain_released())
 
     def wait_yielding(self, waiter: Waiter, deadline: float | None) -> bool:
         """Wait; a task that waits long gives its CPU and its queue back meanwhile."""
-        executor = self.executor
-        if executor is None or not executor.on_task_thread():
-            return self.pump.wait(waiter, deadline)
-        soon = time.monotonic() + BLOCKED_AFTER_S
-        if self.pump.wait(waiter, soon if deadline is None else min(soon, deadline)):
-            return True
-        executor.blocked()
-        try:
-            return self.pump.wait(waiter, deadline)
-        finally:
-            executor.unblocked()
+        return awaiting.wait_yielding(self, waiter, deadline)
 
     def wait(
         self,
@@ -455,30 +402,13 @@ class CoreWorker:
         fetch_local: bool = True,
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
         """Split `refs` into (ready, not ready), at most `num_returns` ready ones, both in input order."""
-        ready, rest = _split(refs, num_returns)
+        ready, rest = _native.split_ready(refs, num_returns)
         if len(ready) < num_returns:
-            self._await_some(rest, num_returns - len(ready), timeout)
-            ready, rest = _split(refs, num_returns)
+            awaiting.await_some(self, rest, num_returns - len(ready), timeout)
+            ready, rest = _native.split_ready(refs, num_returns)
         if fetch_local:
             local_objects.prefetch(self, [ref.entry for ref in ready])
         return ready, rest
-
-    def _await_some(self, refs: list[ObjectRef[Any]], needed: int, timeout: float | None) -> None:
-        """Wait until `needed` of `refs`, of which none was ready, are."""
-        waiter = Waiter(needed)
-        entries = [ref.entry for ref in refs]
-        with self.lock:
-            for entry in entries:
-                if entry.ready:
-                    waiter.remaining -= 1
-                else:
-                    self.owner.await_entry(entry, waiter)
-            self.drain()
-        self.wait_yielding(waiter, None if timeout is None else time.monotonic() + timeout)
-        with self.lock:
-            for entry in entries:
-                if entry.waiters is not None and waiter in entry.waiters:
-                    entry.waiters.remove(waiter)
 
     def when_ready(self, ref: ObjectRef[Any], then: Callable[[], None]) -> None:
         """Call `then` once the object is ready, outside all locks, on some thread of this process."""
@@ -501,9 +431,9 @@ class CoreWorker:
         """A reference arrived in a message or a value."""
         with self.lock:
             entry = self.owner.directory.objects.get(oid) or self._meet(oid, owner_address)
-            entry.local += 1
+            ref: ObjectRef[Any] = ObjectRef(oid, entry.owner, entry)
         values.restored(entry)
-        return ObjectRef(oid, entry.owner, entry)
+        return ref
 
     def _meet(self, oid: bytes, owner_address: bytes) -> ObjectEntry:
         """An object this process knew nothing of. Under the lock."""

@@ -143,6 +143,7 @@ class SimWorker:
     def released(self, entry: ObjectEntry) -> None:
         """A reference of this process died."""
         if self.alive:
+            entry.local -= 1
             self.owner.ownership.released(entry)
             self.end_turn()
 

@@ -1,0 +1,156 @@
+"""Waiting for objects: for all of a list (`get`), or for some of it (`wait`).
+
+A list of thousands costs one native pass per look, and no registration per object: `All` waits
+for the first object that is not ready and then looks on from there, and hears of every failure;
+`Some` counts again after each turn in which anything became ready. Any thread, outside the
+worker's lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from miniray import _native
+from miniray.core.directory import FAILED, ObjectEntry
+from miniray.exceptions import GetTimeoutError
+from miniray.runtime.waiting import Waiter
+
+if TYPE_CHECKING:
+    from miniray.core.owner import Owner
+    from miniray.ids import ObjectRef
+    from miniray.runtime.worker import CoreWorker
+
+    Refs = Sequence[ObjectRef[Any]]
+
+BLOCKED_AFTER_S = 0.002
+"""A task that waits longer than this gives its CPU back and its queue away."""
+
+
+class All(Waiter):
+    """Until every one of the references is ready, or one of them has `failed`."""
+
+    __slots__ = ("_owner", "_refs", "_next", "failed")
+
+    def __init__(self, owner: Owner, refs: Refs) -> None:
+        super().__init__(1)
+        self._owner = owner
+        self._refs = refs
+        self._next = -1
+        self.failed: ObjectEntry | None = None
+
+    def notify(self, entry: ObjectEntry | None) -> None:
+        """The one that we wait for is ready, or something failed. Under the worker's lock."""
+        if self.remaining <= 0:
+            return
+        if entry is None or entry.state == FAILED:
+            failed = _native.first_failed(self._refs)
+            if failed >= 0:
+                self.failed = self._refs[failed].entry
+                self._end()
+                return
+        index = _native.first_pending(self._refs, max(self._next, 0))
+        if index < 0:
+            self._end()
+        elif index != self._next or entry is self._refs[index].entry:
+            self._next = index
+            self._owner.await_entry(self._refs[index].entry, self)
+
+    def _end(self) -> None:
+        self.remaining = 0
+        self.signal()
+
+
+class Some(Waiter):
+    """Until `needed` of the references are ready."""
+
+    __slots__ = ("_owner", "_refs", "_needed")
+
+    def __init__(self, owner: Owner, refs: Refs, needed: int) -> None:
+        super().__init__(1)
+        self._owner = owner
+        self._refs = refs
+        self._needed = needed
+
+    def notify(self, entry: Any) -> None:
+        """Something became ready. Under the worker's lock."""
+        if _native.count_ready(self._refs, self._needed) < self._needed:
+            self._owner.watch(self)
+            return
+        self.remaining = 0
+        self.signal()
+
+
+def _start(worker: CoreWorker, refs: Refs, waiter: Waiter) -> None:
+    """Ask the owners of what is borrowed, all at once, and take a first look."""
+    with worker.lock:
+        for entry in _native.unknown(refs):
+            worker.owner.ask(entry)
+        waiter.notify(None)
+        worker.drain()
+
+
+def await_all(
+    worker: CoreWorker, refs: Refs, deadline: float | None, timeout: float | None
+) -> ObjectEntry | None:
+    """Until all have a value or a location, or one has failed: that one is returned.
+
+    GetTimeoutError names one that is not ready.
+    """
+    waiter = All(worker.owner, refs)
+    with worker.lock:
+        worker.owner.watch_failures(waiter)
+    try:
+        _start(worker, refs, waiter)
+        in_time = wait_yielding(worker, waiter, deadline)
+    finally:
+        with worker.lock:
+            worker.owner.unwatch(waiter)
+    late = -1 if in_time else _native.first_pending(refs)
+    if late >= 0:
+        raise _timed_out(worker, refs[late].entry, timeout)
+    return waiter.failed
+
+
+def await_some(worker: CoreWorker, refs: Refs, needed: int, timeout: float | None) -> None:
+    """Until `needed` of `refs` have, or `timeout` seconds are over."""
+    waiter = Some(worker.owner, refs, needed)
+    _start(worker, refs, waiter)
+    if not wait_yielding(worker, waiter, None if timeout is None else time.monotonic() + timeout):
+        with worker.lock:
+            worker.owner.unwatch(waiter)
+
+
+def await_one(worker: CoreWorker, entry: ObjectEntry, deadline: float | None) -> None:
+    """Until this object, which was ready before, is so again."""
+    waiter = Waiter(1)
+    with worker.lock:
+        if entry.ready:
+            return
+        worker.owner.await_entry(entry, waiter)
+        worker.drain()
+    if not wait_yielding(worker, waiter, deadline) and not entry.ready:
+        raise _timed_out(worker, entry, None)
+
+
+def _timed_out(worker: CoreWorker, entry: ObjectEntry, timeout: float | None) -> GetTimeoutError:
+    with worker.lock:
+        why = worker.owner.why(entry)
+    after = f" after {timeout} s" if timeout is not None else ""
+    return GetTimeoutError(f"Get timed out: object {entry.id.hex()} is not ready{after}: {why}")
+
+
+def wait_yielding(worker: CoreWorker, waiter: Waiter, deadline: float | None) -> bool:
+    """Wait; a task that waits long gives its CPU and its queue back meanwhile."""
+    executor = worker.executor
+    if executor is None or not executor.on_task_thread():
+        return worker.pump.wait(waiter, deadline)
+    soon = time.monotonic() + BLOCKED_AFTER_S
+    if worker.pump.wait(waiter, soon if deadline is None else min(soon, deadline)):
+        return True
+    executor.blocked()
+    try:
+        return worker.pump.wait(waiter, deadline)
+    finally:
+        executor.unblocked()
