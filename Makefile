@@ -77,8 +77,8 @@ types: $(VENV)/.build-stamp  ## mypy --strict over the package
 
 check: lint types test  ## everything that CI runs
 
-bench: $(VENV)/.build-stamp  ## figures for this machine
-	@$(VENV)/bin/miniray microbenchmark $(ARGS)
+bench: $(VENV)/.build-stamp  ## figures for this machine, and whether they are as good as the recorded ones
+	@$(VENV)/bin/miniray microbenchmark --baseline .ci/baseline.jsonl $(ARGS)
 
 sim: $(VENV)/.build-stamp  ## the cluster's real code under simulated faults (SEEDS=150, SEED=7 for one)
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)

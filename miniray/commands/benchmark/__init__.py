@@ -1,0 +1,1 @@
+"""What `miniray microbenchmark` measures, and how figures are compared."""
