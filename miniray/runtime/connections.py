@@ -41,14 +41,14 @@ class WorkerConnection:
 
     # ---- under the worker's lock
 
-    def write(self, batch: bytes) -> None:
-        """Send a batch, or as much as the kernel takes now."""
+    def write(self, batch: bytes, quiet: bool = False) -> None:
+        """Send a batch, or as much as the kernel takes now; a quiet one it keeps until `push`."""
         length = _LENGTH.pack(len(batch))
         if self._unsent:
             self._unsent.append(memoryview(length + batch))
             return
         try:
-            sent = self._sock.sendmsg((length, batch))
+            sent = self._sock.sendmsg((length, batch), (), socket.MSG_MORE if quiet else 0)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -56,6 +56,11 @@ class WorkerConnection:
         if sent < len(batch) + 4:
             self._unsent.append(memoryview(length + batch)[sent:])
             self._poll.modify(self.number, select.EPOLLIN | select.EPOLLOUT)
+
+    def push(self) -> None:
+        """The kernel sends what it kept."""
+        with contextlib.suppress(OSError):
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def writable(self) -> None:
         """The kernel has room again."""
@@ -152,8 +157,8 @@ class Connections:
         batches, ended = connection.read()
         worker = self._worker
         with worker.lock:
-            for batch in batches:
-                worker.peers.carried(connection.address, batch)
+            if batches:
+                worker.peers.carried(connection.address, batches)
             if ended:
                 self._poll.unregister(connection.number)
                 del self._by_number[connection.number]

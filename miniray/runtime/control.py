@@ -201,7 +201,7 @@ class Control:
 
     def _relay(self, message: wire.RelayBatch) -> None:
         with self.worker.lock:
-            self.worker.peers.carried((message.source.node_id, message.source.worker_id), message.frames)
+            self.worker.peers.carried((message.source.node_id, message.source.worker_id), [message.frames])
             self.worker.drain()
         if self.worker.callbacks:
             self.worker.run_callbacks()

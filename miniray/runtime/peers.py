@@ -240,22 +240,24 @@ class Peers:
             else:
                 handlers[kind](peer, frame, now)
 
-    def carried(self, address: Address, batch: bytes) -> None:
-        """A batch of a circuit, relayed or over a connection."""
+    def carried(self, address: Address, batches: list[bytes]) -> None:
+        """Batches of a circuit, relayed or over a connection."""
         peer = self.of(address)
         channel = peer.channel or self._open_circuit(peer, time.monotonic())
+        received: list[bytes] = []
         try:
-            received = channel.unpack(batch)
+            for batch in batches:
+                channel.unpack(batch, received)
         except Forgotten:
-            self._disagree(address, batch)
+            self._disagree(address, batches)
             return
         if received:
             self.handle([(peer, frame) for frame in received])
         channel.acknowledge()
 
-    def _disagree(self, address: Address, batch: bytes) -> None:
+    def _disagree(self, address: Address, batches: list[bytes]) -> None:
         """One of us was told that the other is dead, and has gone on without it: so must the other."""
-        if batch != goodbye():
+        if goodbye() not in batches:
             self.gone(address)
             self._relay(address, goodbye())
             return

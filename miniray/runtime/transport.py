@@ -96,8 +96,14 @@ class RingChannel:
 class Connection(Protocol):
     """A connection of two workers; see `runtime.connections`."""
 
-    def write(self, batch: bytes) -> None:
-        """Send a batch, in order; one that breaks on it is found out by its reader."""
+    def write(self, batch: bytes, quiet: bool = False) -> None:
+        """Send a batch, in order; a connection that breaks on it is found out by its reader.
+
+        `quiet`: it outlives this process from now on, but the peer need not wake for it yet.
+        """
+
+    def push(self) -> None:
+        """Wake the peer for what was sent quietly."""
 
     def close(self) -> None:
         """Nothing more in either direction."""
@@ -112,7 +118,7 @@ class CircuitChannel:
 
     __slots__ = (
         "_bytes", "_connect", "_connected_at", "_connections", "_held", "_in_turn", "_parts", "_relay",
-        "_turn", "_waiting", "_written_at", "circuit", "closed", "connection",
+        "_turn", "_untold", "_waiting", "_written_at", "circuit", "closed", "connection",
     )  # fmt: skip
 
     BATCH_BYTES = 256 * 1024
@@ -134,6 +140,7 @@ class CircuitChannel:
         self._waiting: deque[list[bytes]] = deque()
         self._in_turn = False
         self._held = False
+        self._untold = False
         self._written_at = 0.0
         self._connections: list[Connection] = []
         self.circuit = Circuit()
@@ -143,28 +150,35 @@ class CircuitChannel:
     # ---- frames out
 
     def send(self, frame: bytes, quiet: bool = False) -> None:
-        """Add the frame to the turn's batch; a quiet one may stay until another or `flush` takes it along."""
+        """Add the frame to the turn's batch; a quiet one leaves at once, so that it outlives this process."""
         if self.closed:
             return
-        if not quiet and not self._in_turn:
-            self._in_turn = True
-            self._turn.append(self)
         self._parts.append(_LENGTH.pack(len(frame)))
         self._parts.append(frame)
         self._bytes += len(frame)
+        if quiet and self.connection is not None:
+            self._write(quiet=True)
+            return
+        if not self._in_turn:
+            self._in_turn = True
+            self._turn.append(self)
         if self._bytes >= self.BATCH_BYTES:
             self._write()
 
     def flush(self) -> None:
-        """Send what was gathered."""
+        """Send what was gathered, and wake the peer."""
         self._in_turn = False
-        self._write()
+        if self._parts or self._waiting:
+            self._write()
+        if self._untold and self.connection is not None:
+            self._untold = False
+            self.connection.push()
 
     def gathers(self) -> bool:
         """A burst of calls is being made: let it grow before it leaves (it stays in the turn)."""
         return self._bytes < self.GATHER_BYTES and time.monotonic() - self._written_at < self.GATHER_S
 
-    def _write(self) -> None:
+    def _write(self, quiet: bool = False) -> None:
         """Batches as far as the window and the raylet allow."""
         if self._parts:
             self._waiting.append(self._parts)
@@ -173,15 +187,16 @@ class CircuitChannel:
         if not self._waiting or self.closed:
             return
         while self._waiting and not self.circuit.is_full and (self.connection is not None or not self._held):
-            self._carry(self.circuit.pack(self._waiting.popleft()))
+            self._carry(self.circuit.pack(self._waiting.popleft()), quiet)
+        self._untold = quiet
         self._written_at = now = time.monotonic()
         if self.connection is None and now - self._connected_at >= self.CONNECT_AGAIN_S:
             self._connected_at = now
             self._connect()
 
-    def _carry(self, batch: bytes) -> None:
+    def _carry(self, batch: bytes, quiet: bool = False) -> None:
         if self.connection is not None:
-            self.connection.write(batch)
+            self.connection.write(batch, quiet)
         else:
             self._relay(batch)
 
@@ -230,12 +245,12 @@ class CircuitChannel:
 
     # ---- frames in
 
-    def unpack(self, batch: bytes) -> list[bytes]:
-        """The frames of a batch that came by either carrier. Raises `core.circuit.Forgotten`."""
-        new = self.circuit.unpack(batch)
+    def unpack(self, batch: bytes, frames: list[bytes]) -> None:
+        """Append the frames of a batch that came by either carrier. Raises `core.circuit.Forgotten`."""
+        if self.circuit.unpack(batch):
+            split_batch(batch, frames)
         if self._waiting:
             self._write()  # what it acknowledges has made room
-        return split_batch(batch, HEADER.size) if new else []
 
     def acknowledge(self) -> None:
         """Its frames are handled, and nothing went back that could have carried the ack."""
@@ -243,13 +258,11 @@ class CircuitChannel:
             self._carry(self.circuit.ack())
 
 
-def split_batch(batch: bytes, at: int = 0) -> list[bytes]:
-    """The frames of a batch from offset `at` on, in order."""
-    out = []
-    end = len(batch)
+def split_batch(batch: bytes, frames: list[bytes]) -> None:
+    """Append the frames of a circuit's batch."""
+    at, end = HEADER.size, len(batch)
     while at < end:
         (length,) = _LENGTH.unpack_from(batch, at)
         at += 4
-        out.append(batch[at : at + length])
+        frames.append(batch[at : at + length])
         at += length
-    return out

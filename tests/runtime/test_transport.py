@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import select
 import socket
+import struct
+import termios
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -76,6 +79,20 @@ class Rings:
             store.close()
 
 
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """The two ends of a connection over loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    return near, far
+
+
+def unread(connection: WorkerConnection) -> int:
+    """Bytes that the other end's kernel has not confirmed."""
+    (count,) = struct.unpack("i", fcntl.ioctl(connection.number, termios.TIOCOUTQ, bytes(4)))
+    return int(count)
+
+
 class Relays:
     """Two workers of different nodes, and a double of the raylets between them, which hands batches on."""
 
@@ -114,7 +131,7 @@ class Relays:
 
     def unpack(self, name: str, channel: CircuitChannel, batch: bytes) -> None:
         if not channel.closed:
-            self.inbox[name] += channel.unpack(batch)
+            channel.unpack(batch, self.inbox[name])
             channel.acknowledge()
 
     def close(self) -> None:
@@ -132,7 +149,7 @@ class Connections(Relays):
         self.connect()
 
     def connect(self) -> None:
-        left, right = socket.socketpair()
+        left, right = tcp_pair()
         for name, channel, sock in (("left", self.left, left), ("right", self.right, right)):
             connection = WorkerConnection(HERE, sock.detach(), self._poll)
             self._poll.register(connection.number, select.EPOLLIN)
@@ -142,7 +159,8 @@ class Connections(Relays):
     def carry(self) -> bool:
         for _, _, connection in self.ends:
             connection.writable()
-        came = any(events & select.EPOLLIN for _, events in self._poll.poll(0))
+        under_way = any(unread(connection) for _, _, connection in self.ends)
+        came = any(events & select.EPOLLIN for _, events in self._poll.poll(0.1 if under_way else 0))
         for end in list(self.ends):
             name, channel, connection = end
             batches, ended = connection.read()
@@ -153,7 +171,7 @@ class Connections(Relays):
                 self._poll.unregister(connection.number)
                 connection.release()
                 channel.disconnected(connection)
-        return came
+        return came or under_way
 
     def break_(self) -> None:
         """The wire is cut with whatever is on it."""
@@ -386,11 +404,31 @@ def test_over_a_connection_nothing_is_relayed_and_nothing_is_held() -> None:
     pair.close()
 
 
+def test_a_quiet_frame_is_out_of_the_process_and_wakes_nobody() -> None:
+    """What a worker replied must be there when its next task kills it."""
+    pair = Connections()
+    pair.left.send(b"psst", True)
+    (_, left, mine), (_, _, theirs) = pair.ends
+    mine.release()  # as the death of its process does
+    got: list[bytes] = []
+    while not (news := theirs.read())[1]:
+        got += news[0]
+    for batch in (*got, *news[0]):
+        pair.right.unpack(batch, pair.inbox["right"])
+    assert pair.inbox["right"] == [b"psst"]
+    assert left.backlog == 0
+    theirs.release()
+    pair.ends.clear()
+    pair.close()
+
+
 def test_a_peer_that_sends_nonsense_loses_its_connection() -> None:
     pair = Connections()
-    far, near = socket.socketpair()
-    connection = WorkerConnection(THERE, near.detach(), pair._poll)
+    far, near = tcp_pair()
+    near.setblocking(True)
     far.sendall(b"\xff\xff\xff\xff and more")
+    near.recv(1, socket.MSG_PEEK)  # it is here
+    connection = WorkerConnection(THERE, near.detach(), pair._poll)
     assert connection.read() == ([], True)
     connection.release()
     far.close()

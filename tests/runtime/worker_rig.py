@@ -19,7 +19,7 @@ from typing import Any
 from miniray import _native
 from miniray._proto import common_pb2 as pb
 from miniray._proto import worker_pb2 as wire
-from miniray.core.circuit import HEADER, Circuit
+from miniray.core.circuit import Circuit
 from miniray.core.directory import INLINE, Address
 from miniray.core.owner import Result
 from miniray.runtime import frames
@@ -194,12 +194,11 @@ class Rig:
 
     def relayed(self) -> list[bytes]:
         """All frames the worker has handed to its raylet for other nodes."""
-        return [
-            frame
-            for message in list(self.raylet.said)
-            if message.WhichOneof("body") == "relay"
-            for frame in split_batch(message.relay.frames, HEADER.size)
-        ]
+        sent: list[bytes] = []
+        for message in list(self.raylet.said):
+            if message.WhichOneof("body") == "relay":
+                split_batch(message.relay.frames, sent)
+        return sent
 
     def close(self) -> None:
         if not self.worker.closing:
