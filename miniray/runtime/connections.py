@@ -156,6 +156,7 @@ class Connections:
     def _read(self, connection: WorkerConnection) -> None:
         batches, ended = connection.read()
         worker = self._worker
+        worker.pump.by_rings = False
         with worker.lock:
             if batches:
                 worker.peers.carried(connection.address, batches)

@@ -99,6 +99,8 @@ class Pump:
         self._stopped = False
         self._exiting = False
         self._deep = False
+        self.by_rings = True
+        """What came last came through a ring: else a spinning getter would only be in the reader's way."""
         self._parked = threading.Lock()
         self._helper = threading.Thread(target=self._help, name="miniray-helper", daemon=True)
 
@@ -205,6 +207,7 @@ class Pump:
                 frames = mailbox.poll(POLL_LIMIT)
                 if frames or self._attention:
                     self._attention = self._attention and bool(frames)
+                    self.by_rings = self.by_rings or bool(frames)
                     handle(frames)
                     continue
                 now = time.monotonic()
@@ -215,7 +218,7 @@ class Pump:
                     if waiter.remaining <= 0:
                         break
                 until = due if deadline is None else min(due, deadline)
-                mailbox.wait(min(until - now, FOREVER), spin_us)
+                mailbox.wait(min(until - now, FOREVER), spin_us if self.by_rings else 0)
             return True
         finally:
             self._holder = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from miniray import exceptions
@@ -472,6 +474,72 @@ def test_the_death_of_a_borrower_that_its_owner_never_spoke_to_frees_the_object(
     assert three.store_used("home") >= before + 8 * MB, "the borrower holds it"
     kill(borrower)
     eventually(lambda: three.store_used("home") < before + 8 * MB, "its owner strikes the dead borrower out")
+
+
+def far_channels() -> list[Any]:
+    """The driver's channels to workers of other nodes."""
+    from miniray import api
+    from miniray.runtime.transport import CircuitChannel
+
+    peers = list(api.connected_worker().peers._peers.values())
+    return [peer.channel for peer in peers if isinstance(peer.channel, CircuitChannel)]
+
+
+def test_calls_survive_the_connection_that_carries_them(three: Three) -> None:
+    ray = three.ray
+
+    @ray.remote(num_cpus=0)
+    class Log:
+        def __init__(self) -> None:
+            self.seen: list[int] = []
+
+        def note(self, number: int, load: bytes) -> int:
+            self.seen.append(number)
+            return number
+
+        def all(self) -> list[int]:
+            return self.seen
+
+    actor = Log.options(**three.on("b")).remote()
+    ray.get(actor.all.remote(), timeout=60)
+    eventually(lambda: any(channel.is_connected for channel in far_channels()), "a connection of the two")
+    refs = []
+    for number in range(3000):
+        refs.append(actor.note.remote(number, bytes(2000)))
+        if number % 500 == 250:
+            for channel in far_channels():
+                if channel.connection is not None:
+                    channel.connection.close()      # as a broken wire does
+    assert ray.get(refs, timeout=60) == list(range(3000))
+    assert ray.get(actor.all.remote(), timeout=60) == list(range(3000)), "each once, in order"
+
+
+def test_a_worker_that_does_not_read_holds_up_neither_others_nor_the_raylets(three: Three) -> None:
+    ray = three.ray
+
+    @ray.remote(num_cpus=0)
+    class Sink:
+        def pid(self) -> int:
+            return os.getpid()
+
+        def take(self, load: bytes) -> int:
+            return len(load)
+
+    stuck, other = (Sink.options(**three.on("b")).remote() for _ in range(2))
+    pid = ray.get(stuck.pid.remote(), timeout=60)
+    ray.get(other.pid.remote(), timeout=60)
+    raylets = [node.pid for node in three.nodes.values()]
+    before = {raylet: psutil.Process(raylet).memory_info().rss for raylet in raylets}
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        waiting = [stuck.take.remote(bytes(90_000)) for _ in range(600)]    # 54 MB
+        assert ray.get([other.take.remote(b"x") for _ in range(100)], timeout=60) == [1] * 100
+        for raylet in raylets:
+            grown = psutil.Process(raylet).memory_info().rss - before[raylet]
+            assert grown < 20 * MB, f"a raylet keeps {grown >> 20} MB for a worker that does not read"
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert ray.get(waiting, timeout=60) == [90_000] * 600
 
 
 def test_an_actor_of_a_node_that_has_just_joined_can_be_called_at_once(three: Three) -> None:
