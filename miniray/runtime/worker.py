@@ -46,6 +46,7 @@ from miniray.runtime import (
     tasklog,
     values,
 )  # fmt: skip
+from miniray.runtime.backpressure import Backpressure
 from miniray.runtime.connections import Connections
 from miniray.runtime.control import Control
 from miniray.runtime.definitions import Bound, method_definition
@@ -127,6 +128,7 @@ class CoreWorker:
         self._records = _native.RecordMaker(self.owner.directory.objects, ObjectEntry, TaskRecord, ObjectRef)
         self.peers = Peers(self)
         self.departures = Departures(self)
+        self.backpressure = Backpressure(self)
         self.pump = Pump(self.mailbox, self._handle, self._tick)
         self.executor: Any = None
         self.actors = actors.Actors(self)
@@ -249,6 +251,8 @@ class CoreWorker:
         count = template.num_returns
         parent = self.executor.current_task if self.executor is not None else self.default_task
         slots, held = (None, None) if plain else (encoded.slots, encoded.held)
+        if self.owner.unfinished >= self.backpressure.limit:
+            self.backpressure.await_room()
         now = time.monotonic()
         with self.lock:
             if count == 1 or count < 0:
@@ -495,6 +499,8 @@ class CoreWorker:
                 self.departures.turn(len(batch) < POLL_LIMIT)
             if self.owner.out or self.peers.turn:
                 self.drain()
+            if self.backpressure.waiting:
+                self.backpressure.turn()
         if self.callbacks:
             self.run_callbacks()
         self.collect_released()
@@ -509,12 +515,13 @@ class CoreWorker:
 
     def run_callbacks(self) -> None:
         """Call what waited for objects that are ready now. Without the lock."""
-        while self.callbacks:
-            try:
-                callback = self.callbacks.popleft()
-            except IndexError:
-                return
-            callback()
+        with self.backpressure.exemption():
+            while self.callbacks:
+                try:
+                    callback = self.callbacks.popleft()
+                except IndexError:
+                    return
+                callback()
 
     def _tick(self) -> float:
         """Housekeeping of the drainer; returns seconds until the next."""
