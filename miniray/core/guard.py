@@ -55,7 +55,7 @@ class Guard:
         for grant in self.leases.grants.values():
             worker = self.pool.workers.get(grant.worker_id)
             if worker is not None and worker.state == BUSY:
-                final = bool(grant.actor_id) and not self.restartable.get(grant.actor_id, False)
+                final = not self.restartable.get(grant.actor_id, False) if grant.actor_id else grant.cls.final
                 owner = grant.key[0] or grant.actor_id
                 groups.setdefault((final, owner), []).append(grant)
         if not groups:

@@ -36,7 +36,8 @@ class Bound:
         strategy = (
             template.strategy.SerializeToString(deterministic=True) if template.strategy is not None else b""
         )
-        key = (tuple(sorted(template.resources.items())), strategy, template.runtime_env, template.priority)
+        key = (tuple(sorted(template.resources.items())), strategy, template.runtime_env, template.priority,
+               template.max_retries == 0)
         with worker.lock:
             self.lane = worker.owner.submission.lane(key, None)
             if self.lane.spec is None:
@@ -50,6 +51,7 @@ def scheduling_class(worker: CoreWorker, template: Any) -> pb.SchedulingClass:
         job_id=worker.job_id,
         function_name=getattr(template, "name", "") or getattr(template, "class_name", ""),
         priority=template.priority,
+        final=getattr(template, "max_retries", None) == 0,
     )
     out.resources.amounts.update(template.resources)
     if template.strategy is not None:

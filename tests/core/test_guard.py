@@ -38,6 +38,23 @@ def test_the_newest_task_of_the_owner_with_most_workers_ends() -> None:
     assert first
 
 
+def test_a_task_without_retries_outlives_those_that_may_run_again() -> None:
+    rig = Rig(CPU=4)
+    driver = rig.driver()
+    rig.boot_all()
+    again, final = scheduling_class("again"), scheduling_class("final")
+    final.final = True
+    rig.ask(driver, again)
+    rig.advance(0.1)
+    rig.ask(driver, final)
+    first, newest = rig.grants(driver)
+    measure(rig)
+    assert rig.stops()[0].worker_id == first.worker.worker_id, "though the other one is newer"
+    rig.exit(first.worker.worker_id)
+    measure(rig)
+    assert rig.stops()[0].worker_id == newest.worker.worker_id
+
+
 def test_what_cannot_run_again_goes_last() -> None:
     rig = Rig(CPU=4)
     driver = rig.driver()
