@@ -19,6 +19,7 @@ COMMANDS = {
     "stop": ("miniray.commands.stop:stop", "End every session of this user on this machine."),
     "status": ("miniray.commands.status:status", "Nodes, resources and what is waiting for them."),
     "list": ("miniray.commands.listing:listing", "List tasks, actors, nodes or jobs."),
+    "why": ("miniray.commands.why:why", "Why a task, actor, object, node or group is as it is."),
     "metrics": ("miniray.commands.metrics:metrics", "What programs count, for Prometheus."),
     "microbenchmark": ("miniray.commands.microbenchmark:microbenchmark", "Figures for this machine."),
     "head": ("miniray.commands.daemons:head", "Run the head in the foreground (miniray-head)."),

@@ -30,6 +30,7 @@ from miniray._proto import gcs_pb2 as gcs
 from miniray.core.actors import Actors
 from miniray.core.desk import Answer, Desk, short
 from miniray.core.events import TYPICAL_ROW_BYTES, EventStore
+from miniray.core.explain import Questions
 from miniray.core.jobs import Jobs
 from miniray.core.kv import KeyValues
 from miniray.core.members import Member, Members, Timing
@@ -75,6 +76,7 @@ class Head:
         self.kv = KeyValues(desk)
         self.events = EventStore(options.task_events_kept * TYPICAL_ROW_BYTES)
         self.requests = Requests(self)
+        self.questions = Questions(self)
         self.started_at = 0.0
         self.early_failures: dict[bytes, gcs.WorkerFailed] = {}
         """Ends of workers reported soon after the start: not every node has subscribed again by then."""

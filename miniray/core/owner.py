@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from . import ids, why
 from .calls import DEAD, ActorCalls, ActorClient
 from .contract import Stories
 from .directory import (
@@ -38,7 +39,7 @@ from .directory import (
 )
 from .lineage import LIMIT_BYTES, Lineage, NotRebuilt
 from .ownership import BorrowAdd, Free, Ownership
-from .submission import Lane, Remote, Submission
+from .submission import Remote, Submission
 from .tasks import CANCELLED, FINISHED, PUSHED, WAITING, TaskRecord
 
 FINISHED_KEPT = 20_000
@@ -190,6 +191,7 @@ class Owner:
             for oid in retained:
                 self.ownership.borrow_added(oid, remote.address)
         if again and self.retry(now, record):
+            self._stories.note(now, record.id, f"attempt {record.attempt} raised, and runs again")
             return record
         stored = record.stream is not None      # perhaps: its items are in the record
         values = results if record.stream is None else results[:1]
@@ -372,6 +374,7 @@ class Owner:
     def lease_refused(self, now: float, request_id: int, error: Any) -> None:
         """The raylet says it can never be: the waiting tasks of that lane fail with the reason."""
         for record in self.submission.lease_refused(request_id):
+            self._stories.note(now, record.id, f"refused: {getattr(error, 'message', '')}")
             self.failed(now, record, error)
 
     def remote_gone(
@@ -404,6 +407,8 @@ class Owner:
         lane = remote.lane
         for position, record in enumerate(self.submission.remote_gone(now, remote)):
             if started and (position == 0 or replies_lost):
+                text = getattr(error, "message", "") or "its worker has ended"
+                self._stories.note(now, record.id, f"attempt {record.attempt + 1} failed: {text}")
                 if not self.retry(now, record):
                     self.failed(now, record, error)
             elif record.cancel_requested:
@@ -418,6 +423,7 @@ class Owner:
         self, now: float, actor_id: bytes, state: str, address: Address | None, restarts: int, failure: Any
     ) -> None:
         """News of an actor; calls that it will never answer fail with `failure`."""
+        self._stories.note(now, actor_id, f"{state} {getattr(failure, 'message', '')}".rstrip())
         for record in self.calls.updated(now, actor_id, state, address, restarts, failure):
             self.failed(now, record, failure)
         client = self.calls.clients.get(actor_id)
@@ -453,7 +459,9 @@ class Owner:
         if isinstance(records, NotRebuilt):
             return records
         self.directory.reopen(entry)
+        self._stories.note(now, entry.id, "every copy is lost: its task runs again")
         for record in records:
+            self._stories.note(now, record.id, "runs again: a result of it is lost, or needed for one")
             record.done = False
             record.error = None
             record.attempt += 1
@@ -489,32 +497,14 @@ class Owner:
         self.calls.check()
         assert self.unfinished >= 0
 
-    def why(self, entry: ObjectEntry, depth: int = 0) -> str:
-        """Why the object is not ready, as a chain of clauses."""
-        record: TaskRecord | None = entry.task
-        if entry.ready:
-            return "it is ready"
-        if record is None:
-            return "its owner has not answered yet" if entry.owner is not None else "nobody makes it"
-        name = f"task {record.label}"
-        if record.unresolved and depth < 5:
-            for dependency in record.dependencies or ():
-                if not dependency.ready:
-                    reason = self.why(dependency, depth + 1)
-                    return f"{name} waits for argument {dependency.id.hex()}: {reason}"
-        client: ActorClient | None = record.client
-        if client is not None:
-            if record.state == PUSHED:
-                return f"{name} was sent to its actor and has not been answered"
-            reason = f" ({client.reason})" if client.reason else ""
-            return f"{name} waits for its actor, which is {client.state}{reason}"
-        if record.state == PUSHED:
-            return f"{name} runs, or is next, on worker {record.remote.address[1].hex()[:12]}"
-        lane: Lane = record.lane
-        if lane.reason:
-            return f"{name} waits for a worker: {lane.reason}"
-        queued, serving = len(lane.queue), len(lane.leases)
-        return f"{name} waits for a worker: {queued} of its kind are queued, {serving} workers serve them"
+    def why(self, entry: ObjectEntry, now: float | None = None) -> str:
+        """Why the object is not ready, as a chain of clauses (see `core.why`)."""
+        return ": ".join(why.chain(self, entry, now))
+
+    def record_of(self, tid: bytes) -> TaskRecord | None:
+        """The task with this id, while one of its results is known here."""
+        entry = self.directory.find(ids.object_id(tid, 1))
+        return entry.task if entry is not None else None
 
     def dump(self) -> dict[str, Any]:
         """Counts by kind and state."""
@@ -530,8 +520,10 @@ class Owner:
         }
 
     def story(self, key: bytes) -> list[str]:
-        """What happened to one task, actor or object."""
-        return self._stories.of(key)
+        """What happened to one task, actor or object; what every task goes through is not noted."""
+        record = self.record_of(key) if len(key) == ids.TASK_ID_SIZE else None
+        lines = self._stories.of(key) + (why.told(record) if record is not None else [])
+        return sorted(lines, key=lambda line: float(line.partition(" ")[0]))
 
 
 __all__ = ["Ask", "BorrowAdd", "INLINE", "Owner", "Result"]

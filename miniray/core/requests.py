@@ -190,6 +190,13 @@ class Requests:
     def _do_task_query(self, now: float, request: gcs.ControlRequest, node_id: bytes) -> gcs.ControlReply:
         return gcs.ControlReply(tasks=self._head.events.query(request.task_query))
 
+    def _do_explain(self, now: float, request: gcs.ControlRequest, node_id: bytes) -> gcs.ControlReply:
+        query = request.explain
+        if query.HasField("answer"):
+            self._head.questions.answered(query)
+            return gcs.ControlReply()
+        return gcs.ControlReply(explanation=self._head.questions.asked(now, query))
+
     def _do_drain(self, now: float, request: gcs.ControlRequest, node_id: bytes) -> gcs.ControlReply:
         wanted = request.drain
         if not self._head.members.drain(now, wanted.node_id, wanted.deadline_s, wanted.reason):
@@ -238,5 +245,6 @@ _REQUEST_HANDLERS: dict[str, Callable[[Requests, float, gcs.ControlRequest, byte
     "publish": Requests._do_publish,
     "task_query": Requests._do_task_query,
     "drain": Requests._do_drain,
+    "explain": Requests._do_explain,
     "status": Requests._do_status,
 }

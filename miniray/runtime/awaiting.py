@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from miniray import _native
+from miniray.core import why
 from miniray.core.directory import FAILED, ObjectEntry
 from miniray.exceptions import GetTimeoutError
 from miniray.runtime.waiting import Waiter
@@ -136,9 +137,9 @@ def await_one(worker: CoreWorker, entry: ObjectEntry, deadline: float | None) ->
 
 def _timed_out(worker: CoreWorker, entry: ObjectEntry, timeout: float | None) -> GetTimeoutError:
     with worker.lock:
-        why = worker.owner.why(entry)
+        because = "\n  because ".join(why.chain(worker.owner, entry, time.monotonic()))
     after = f" after {timeout} s" if timeout is not None else ""
-    return GetTimeoutError(f"Get timed out: object {entry.id.hex()} is not ready{after}: {why}")
+    return GetTimeoutError(f"Get timed out: object {entry.id.hex()} is not ready{after}: {because}")
 
 
 def wait_yielding(worker: CoreWorker, waiter: Waiter, deadline: float | None) -> bool:

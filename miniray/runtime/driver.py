@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import worker_pb2 as wire
+from miniray.runtime import explaining
 from miniray.runtime.raylet_client import RayletClient
 from miniray.runtime.worker import CoreWorker, set_current
 
@@ -36,6 +37,7 @@ def connect_driver(
     worker = CoreWorker(client, info, fd, is_driver=True)
     set_current(worker)
     worker.start()
+    explaining.listen(worker)
     if log_to_driver:
         from miniray.runtime.log_stream import LogStream
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from miniray import api
 from miniray.cluster_info import amounts
 from miniray.core import environments
+from miniray.explanations import Explanation, key_of
 
 if TYPE_CHECKING:
     from miniray._proto import common_pb2 as pb
@@ -375,6 +376,19 @@ def get_task(id: Any, address: str | None = None, timeout: float = 30) -> Row | 
 def get_objects(id: str, address: str | None = None, timeout: float = 30) -> list[Row]:
     """What this process knows of the object with this id (hex)."""
     return [row for row in _objects() if row.object_id == id]
+
+
+def explain(id: Any, timeout: float = 5.0) -> Explanation:
+    """Why a task, actor, object, node, worker, job or placement group is as it is.
+
+    `id` is an ObjectRef, an actor handle, a placement group, or any id, also in hex. The result has
+    `kind` ("" when nothing is known), `sentence`, `chain` (each link the reason for the one before)
+    and `story`; as text it is what `miniray why` prints. Tasks of other jobs are asked for at their
+    drivers, for `timeout` seconds at most.
+    """
+    from miniray.runtime import explaining
+
+    return Explanation(explaining.explain(api.connected_worker(), key_of(id), timeout))
 
 
 def _count(rows: Iterable[Row], name: Callable[[Row], str], kind: Callable[[Row], str]) -> dict[str, Any]:

@@ -1,0 +1,274 @@
+"""Why something is as it is, as the GCS knows it: one sentence, the chain behind it, its story.
+
+`miniray why` and `util.state.explain` ask with an id; its length says what it may be::
+
+    4 job    16 actor    18 placement group    24 task    28 node, worker or object
+
+Each link of the chain answers "why?" for the one before: a task failed because its worker died,
+that because its node died. What has not ended is known best by the driver that asked for it
+(`core.why`), so `Questions` passes the question on to it: the GCS sees tasks when they are over.
+Pure; reads the machines of `core.head`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from miniray._proto import common_pb2 as pb
+from miniray._proto import gcs_pb2 as gcs
+from miniray.core import ids, resources
+from miniray.core.desk import short
+
+if TYPE_CHECKING:
+    from miniray.core.head import Head
+
+
+QUESTIONS_KEPT = 64
+
+
+class Questions:
+    """Questions that drivers were asked, by ticket, and their answers; the latest ones only."""
+
+    def __init__(self, head: Head) -> None:
+        self._head = head
+        self._answers: dict[bytes, gcs.Explanation | None] = {}
+
+    def asked(self, now: float, query: gcs.ExplainQuery) -> gcs.Explanation:
+        """What the GCS knows, or the driver of the job, which is asked when it may know more."""
+        own = explain(self._head, now, query.id)
+        job_id = _job_of(query.id)
+        if not query.ticket or own.kind not in ("", "object") or job_id not in self._head.jobs.running:
+            return own
+        if query.ticket not in self._answers:
+            self._answers[query.ticket] = None
+            if len(self._answers) > QUESTIONS_KEPT:
+                del self._answers[next(iter(self._answers))]
+            self._head.pubsub.published("explain", job_id, data=query.ticket + query.id)
+        answer = self._answers[query.ticket]
+        own.asked = answer is None
+        return answer if answer is not None and answer.kind else own
+
+    def answered(self, query: gcs.ExplainQuery) -> None:
+        """A driver has looked."""
+        if query.ticket in self._answers:
+            self._answers[query.ticket] = query.answer
+
+
+def _job_of(key: bytes) -> bytes:
+    if len(key) == ids.OBJECT_ID_SIZE:
+        key = ids.task_of_object(key)
+    return ids.job_of_task(key) if len(key) == ids.TASK_ID_SIZE else b""
+
+
+def explain(head: Head, now: float, key: bytes) -> gcs.Explanation:
+    """What the GCS knows of `key`; `kind` is "" when that is nothing."""
+    for part in _BY_LENGTH.get(len(key), ()):
+        found = part(head, key)
+        if found is not None:
+            found.story.extend(story(head, now, key))
+            return found
+    return gcs.Explanation()
+
+
+def story(head: Head, now: float, key: bytes) -> list[str]:
+    """What happened to `key`, oldest first, with times in seconds before `now`."""
+    lines = []
+    for line in head.story(key):
+        at, _, text = line.partition(" ")
+        lines.append(f"{now - float(at):.1f} s ago: {text}")
+    return lines
+
+
+def causes(failure: pb.Failure) -> list[str]:
+    """A failure as links of a chain: what happened, how the process ended, its last words."""
+    links = [failure.message or pb.ErrorKind.Name(failure.kind)]
+    if failure.exit_detail and failure.exit_detail not in failure.message:
+        links.append(failure.exit_detail)
+    if failure.stderr_tail:
+        links.append("the end of its stderr: " + failure.stderr_tail.strip()[-400:])
+    return links
+
+
+# ---- actors
+
+
+def _actor(head: Head, key: bytes) -> gcs.Explanation | None:
+    record = head.actors.registry.records.get(key)
+    if record is None:
+        return None
+    info = record.info
+    spec = info.spec
+    title = f"actor {spec.class_name}" + (f" '{spec.name}'" if spec.name else "") + f" ({short(key)})"
+    found = gcs.Explanation(kind="actor")
+    if info.state == pb.DEPENDENCIES_UNREADY:
+        found.sentence = f"{title} waits for the arguments of its constructor"
+        found.chain.append(f"they are made for worker {short(spec.owner.worker_id)}, which owns it")
+    elif info.state == pb.ALIVE:
+        found.sentence = f"{title} runs on {_place(head, info.address)}, pid {info.pid}"
+        if info.restarts:
+            found.chain.append(f"it has been restarted {info.restarts} times: {info.death.message}")
+    elif info.state == pb.DEAD:
+        found.sentence = f"{title} is dead"
+        found.chain.extend(causes(info.death))
+        found.chain.extend(_end_of_node(head, info.death.node_id or info.address.node_id))
+    else:
+        again = info.state == pb.RESTARTING
+        found.sentence = f"{title} is {'restarting' if again else 'not placed yet'}"
+        if info.pending_reason:
+            found.chain.append(info.pending_reason)
+        found.chain.extend(_group_behind(head, spec.creation_class.strategy))
+        if again:
+            limit = "any number of" if spec.max_restarts < 0 else str(spec.max_restarts)
+            found.chain.append(f"restart {info.restarts} of {limit}, after: {info.death.message}")
+    return found
+
+
+def _place(head: Head, address: pb.Address) -> str:
+    info = _node_info(head, address.node_id)
+    name = f" {info.node_name}" if info is not None and info.node_name else ""
+    return f"node{name} ({short(address.node_id)})"
+
+
+def _group_behind(head: Head, strategy: pb.SchedulingStrategy) -> list[str]:
+    group_id = strategy.bundle.placement_group_id
+    group = _group(head, group_id) if group_id else None
+    return [group.sentence, *group.chain] if group is not None else []
+
+
+# ---- placement groups
+
+
+def _group(head: Head, key: bytes) -> gcs.Explanation | None:
+    info = head.placement.info(key)
+    if info is None:
+        return None
+    state = {
+        pb.GROUP_PENDING: "waits for room", pb.GROUP_PREPARED: "is being placed",
+        pb.GROUP_CREATED: "holds all its bundles", pb.GROUP_REMOVED: "was removed",
+        pb.GROUP_RESCHEDULING: "has lost a node and waits for room elsewhere",
+    }[info.state]  # fmt: skip
+    name = f" '{info.name}'" if info.name else ""
+    found = gcs.Explanation(kind="placement group", sentence=f"placement group{name} ({short(key)}) {state}")
+    if info.pending_reason:
+        found.chain.append(info.pending_reason)
+    for bundle in info.bundles:
+        held = f"on {_place(head, pb.Address(node_id=bundle.node_id))}" if bundle.node_id else "nowhere"
+        found.chain.append(
+            f"bundle {bundle.index}, {resources.render(resources.from_map(bundle.resources))}: {held}"
+        )
+    return found
+
+
+# ---- nodes and workers
+
+
+def _node_info(head: Head, node_id: bytes) -> pb.NodeInfo | None:
+    return next((info for info in head.members.all() if info.node_id == node_id), None)
+
+
+def _node(head: Head, key: bytes) -> gcs.Explanation | None:
+    info = _node_info(head, key)
+    if info is None:
+        return None
+    title = f"node {info.node_name} ({short(key)})" if info.node_name else f"node {short(key)}"
+    found = gcs.Explanation(kind="node")
+    if info.state == pb.NODE_DEAD:
+        found.sentence = f"{title} is dead"
+        found.chain.extend(causes(info.death))
+        return found
+    draining = "is leaving: no new work goes there" if info.state == pb.NODE_DRAINING else "is alive"
+    found.sentence = f"{title} {draining}"
+    found.chain.append(f"free are {_shown(info.available)} of {_shown(info.total)}")
+    return found
+
+
+def _shown(amounts: pb.ResourceMap) -> str:
+    """Without what names the node itself."""
+    plain = {name: amount for name, amount in resources.from_map(amounts).items() if ":" not in name}
+    return resources.render(plain)
+
+
+def _end_of_node(head: Head, node_id: bytes) -> list[str]:
+    info = _node_info(head, node_id) if node_id else None
+    if info is None or info.state != pb.NODE_DEAD:
+        return []
+    return [f"{_place(head, pb.Address(node_id=node_id))} is dead: {info.death.message}"]
+
+
+def _worker(head: Head, key: bytes) -> gcs.Explanation | None:
+    for record in head.actors.registry.records.values():
+        if record.info.address.worker_id == key:
+            actor = _actor(head, record.id)
+            assert actor is not None
+            text = f"worker {short(key)} hosts an actor"
+            return gcs.Explanation(kind="worker", sentence=text, chain=[actor.sentence, *actor.chain])
+    for job in head.jobs.all():
+        if job.driver.worker_id == key:
+            found = _job(head, job.job_id)
+            assert found is not None
+            text = f"worker {short(key)} is the driver of a job"
+            return gcs.Explanation(kind="worker", sentence=text, chain=[found.sentence])
+    return None
+
+
+# ---- jobs, tasks, objects
+
+
+def _job(head: Head, key: bytes) -> gcs.Explanation | None:
+    info = next((job for job in head.jobs.all() if job.job_id == key), None)
+    if info is None:
+        return None
+    state = {pb.JOB_RUNNING: "runs", pb.JOB_FINISHED: "has finished", pb.JOB_FAILED: "has failed"}[info.state]
+    where = f"driver pid {info.driver_pid} on {_place(head, info.driver)}"
+    return gcs.Explanation(kind="job", sentence=f"job {key.hex()} ({info.entrypoint}) {state}", chain=[where])
+
+
+def _task(head: Head, key: bytes) -> gcs.Explanation | None:
+    rows = head.events.query(gcs.TaskQuery(task_id=key)).tasks
+    if not rows:
+        return None
+    row = rows[-1]
+    address = pb.Address(node_id=row.node_id)
+    where = f" on {_place(head, address)}" if row.node_id else ""
+    found = gcs.Explanation(kind="task")
+    spent = f" after {row.ended_at - row.started_at:.3f} s" if row.started_at and row.ended_at else ""
+    outcome = "failed" if row.state == "FAILED" else "has finished"
+    found.sentence = f"task {row.name} ({short(key)}) {outcome}{spent}{where}"
+    if row.attempt:
+        found.chain.append(f"this was attempt {row.attempt + 1}: those before it failed")
+    if row.error:
+        found.chain.append(row.error.strip()[-1000:])
+    if row.state == "FAILED":
+        found.chain.extend(_end_of_node(head, row.node_id))
+        actor = _actor(head, row.actor_id) if row.actor_id else None
+        if actor is not None:
+            found.chain.extend([actor.sentence, *actor.chain])
+    waited = row.started_at - row.submitted_at
+    if row.started_at and waited > 1.0:
+        found.chain.append(f"it waited {waited:.1f} s before it was sent to a worker")
+    return found
+
+
+def _object(head: Head, key: bytes) -> gcs.Explanation | None:
+    title = f"object {key.hex()}"
+    if ids.is_put(key):
+        job = _job(head, ids.job_of_task(ids.task_of_object(key)))
+        if job is None:
+            return None
+        put = f"{title} was put, not returned by a task"
+        return gcs.Explanation(kind="object", sentence=put, chain=[job.sentence])
+    task = _task(head, ids.task_of_object(key))
+    if task is None:
+        return None
+    return gcs.Explanation(kind="object", sentence=f"{title} is the result of a task",
+                           chain=[task.sentence, *task.chain])
+
+
+_BY_LENGTH: dict[int, tuple[Callable[[Head, bytes], gcs.Explanation | None], ...]] = {
+    ids.JOB_ID_SIZE: (_job,),
+    ids.ACTOR_ID_SIZE: (_actor,),
+    ids.PLACEMENT_GROUP_ID_SIZE: (_group,),
+    ids.TASK_ID_SIZE: (_task,),
+    ids.OBJECT_ID_SIZE: (_node, _worker, _object),
+}

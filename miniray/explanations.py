@@ -1,0 +1,51 @@
+"""What `miniray why` and `util.state.explain` give: a sentence, the chain behind it, and its story."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from miniray._proto import gcs_pb2 as gcs
+
+
+class Explanation:
+    """Why something is as it is. `str()` is for people.
+
+    `kind` says what it is ("" when nothing is known of the id), `sentence` how it is, `chain` why:
+    each link is the reason for the one before. `story` is what happened, oldest first.
+    """
+
+    def __init__(self, message: gcs.Explanation) -> None:
+        self.kind: str = message.kind
+        self.sentence: str = message.sentence
+        self.chain: list[str] = list(message.chain)
+        self.story: list[str] = list(message.story)
+
+    def __str__(self) -> str:
+        if not self.kind:
+            return "nothing is known of this id: neither the head nor the driver of its job knows it"
+        lines = [self.sentence, *(f"  - {link}" for link in self.chain)]
+        if self.story:
+            lines += ["what happened:", *(f"  {line}" for line in self.story)]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"<Explanation {self.kind or 'unknown'}: {self.sentence}>"
+
+
+def key_of(thing: Any) -> bytes:
+    """The id behind an ObjectRef, handle, placement group, id object, bytes or hex.
+
+    Raises TypeError or ValueError for anything else.
+    """
+    if isinstance(thing, str):
+        return bytes.fromhex(thing)
+    if isinstance(thing, bytes):
+        return thing
+    for name in ("_actor_id", "id"):
+        inner = getattr(thing, name, None)
+        if inner is not None and not callable(inner):
+            return key_of(inner)
+    if not hasattr(thing, "binary"):
+        raise TypeError(f"{thing!r} has no id: give an ObjectRef, an actor handle, a group or an id")
+    return bytes(thing.binary())

@@ -1,0 +1,109 @@
+"""`util.state.explain` and `miniray why` in a real session: the cause is named, with its chain."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from miniray import exceptions
+from miniray.util import state
+from tests.system.support import eventually
+
+
+def text(thing: Any) -> str:
+    return str(state.explain(thing))
+
+
+def says(thing: Any, *parts: str) -> None:
+    """The explanation comes to have all these parts."""
+    eventually(lambda: all(part in text(thing) for part in parts), f"{parts} in what is said of {thing}")
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "miniray", "why", *arguments],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_what_is_pending_names_what_it_waits_for(ray: Any) -> None:
+    @ray.remote
+    def slow(*_: Any) -> None:
+        time.sleep(600)
+
+    @ray.remote(num_gpus=4)
+    def wants_gpus() -> None: ...
+
+    @ray.remote(num_gpus=1)
+    class WantsGpu:
+        def call(self) -> None: ...
+
+    first = slow.remote()
+    behind = slow.remote(first)
+    says(behind, "is not ready", f"waits for argument {first.hex()}", "task slow runs", "worker")
+    impossible = wants_gpus.remote()
+    says(impossible, "task wants_gpus waits for a worker", "'GPU' (asked 4)")
+    actor = WantsGpu.remote()
+    says(actor, "actor WantsGpu", "is not placed yet", "'GPU' (asked 1)", "registered: WantsGpu")
+    says(actor.call.remote(), "waits for its actor, which is PENDING_CREATION")
+    group = ray.util.placement_group([{"CPU": 50}])
+    says(group, "waits for room", "no node has 50 CPU")
+    with pytest.raises(exceptions.GetTimeoutError) as caught:
+        ray.get(behind, timeout=0.01)
+    assert f"waits for argument {first.hex()}\n  because task slow runs" in str(caught.value)
+
+    asked = command(behind.hex())       # another process: the driver is asked
+    assert asked.returncode == 0 and "task slow runs" in asked.stdout, asked
+    asked = command(impossible.task_id().hex())
+    assert "has not ended" in asked.stdout and "'GPU' (asked 4)" in asked.stdout
+    asked = command(actor._actor_id.hex()[:10])
+    assert "is not placed yet" in asked.stdout
+    ray.util.remove_placement_group(group)
+    for ref in (behind, first):
+        ray.cancel(ref, force=True)
+
+
+def test_what_is_dead_or_done_names_its_end(ray: Any) -> None:
+    @ray.remote(max_retries=1)
+    def dies() -> None:
+        os._exit(3)
+
+    @ray.remote(max_retries=0)
+    def fine() -> int:
+        return 1
+
+    @ray.remote
+    class Mortal:
+        def die(self) -> None:
+            os._exit(4)
+
+    bad = dies.remote()
+    with pytest.raises(exceptions.WorkerCrashedError):
+        ray.get(bad)
+    says(bad, "is an error", "exit status 3")
+    says(bad.task_id().hex(), "task dies", "failed", "attempt 2", "exit status 3")
+    actor = Mortal.remote()
+    with pytest.raises(exceptions.ActorDiedError):
+        ray.get(actor.die.remote())
+    says(actor, "is dead", "exit status 4", "ALIVE on")
+    good = fine.remote()
+    assert ray.get(good) == 1
+    says(good, "is ready", "held by 1 reference of this process")
+    says(good.task_id().hex(), "task fine", "has finished")
+
+
+def test_ids_that_nobody_knows_are_said_to_be_unknown(ray: Any) -> None:
+    asked = command("ff" * 28)
+    assert asked.returncode == 1 and "nothing is known of this id" in asked.stdout
+    asked = command("no-such-name")
+    assert asked.returncode == 1 and "nothing here has the id or name 'no-such-name'" in asked.stderr
+    assert not state.explain("ff" * 24).kind
+    with pytest.raises(TypeError, match="has no id"):
+        state.explain(3.5)
+    node = ray.get_runtime_context().get_node_id()
+    assert "is alive" in command(node[:12]).stdout
