@@ -185,6 +185,11 @@ class ActorClass(Generic[T]):
                 f"method {info.label} names the concurrency group '{info.concurrency_group}', "
                 f"but the actor has {sorted(groups) or 'none'}"
             )
+        for group, width in groups.items():
+            if width < 1:
+                raise ValueError(
+                    f"max_concurrency must be greater than 0: the concurrency group '{group}' has {width}"
+                )
         return groups
 
     def options(self, **actor_options: Any) -> ActorClass[T]:

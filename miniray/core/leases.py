@@ -29,7 +29,7 @@ from miniray.core import resources
 from miniray.core.contract import Send
 from miniray.core.lease_queue import LeaseQueue, Request, RequestKey
 from miniray.core.node_effects import slots_of, to_client
-from miniray.core.pool import BUSY, Pool, Worker, start_refusal
+from miniray.core.pool import ACTORS, BUSY, GPU_TASKS, TASKS, Key, Pool, Worker, start_refusal
 from miniray.core.relay import Relay
 from miniray.core.resources import Allocation, NodeResources
 from miniray.core.shares import BALANCE_EVERY_S, Shares
@@ -60,8 +60,10 @@ class Grant:
     """An actor's, for as long as it lives: it lends nothing while it waits."""
 
     @property
-    def worker_key(self) -> tuple[bytes, str]:
-        return (self.cls.job_id, self.cls.runtime_env)
+    def worker_key(self) -> Key:
+        """The workers that can serve it."""
+        use = ACTORS if self.actor_id else GPU_TASKS if self.cls.resources.amounts.get("GPU") else TASKS
+        return Key(self.cls.job_id, self.cls.runtime_env, use)
 
 
 @dataclass(slots=True)

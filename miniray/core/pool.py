@@ -1,7 +1,9 @@
 """The worker pool of one node: which processes there are, whose they are, and who waits for one.
 
-A *key* is (job id, canonical runtime_env). A worker that has served a job belongs to that job;
-prestarted workers belong to none (`ANY_JOB`) and serve the first key with an empty runtime_env.
+A *key* says what a worker is for: a job, a runtime environment and a use. A worker that has served
+one keeps to it: what tasks have put and what CUDA has set up in a process must not end with an
+actor, or be met by tasks without GPUs. Prestarted workers are `FOR_ANYTHING` and serve the first
+key with an empty runtime_env.
 A *grant* (a lease or an actor that already holds its resources; see `core.leases`) asks with
 `acquire` and gets an idle worker at once, or waits until `worker_registered` hands it one.
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from miniray._proto import common_pb2 as common
 from miniray.core import environments
@@ -32,7 +34,19 @@ IDLE_KEEP_S = 1.0
 REGISTER_WITHIN_S = 60.0
 START_ATTEMPTS = 3
 
-Key = tuple[bytes, str]
+TASKS, GPU_TASKS, ACTORS = "tasks", "gpu tasks", "actors"
+"""Uses of a worker."""
+
+
+class Key(NamedTuple):
+    """What a worker is for. `environment` is canonical JSON, empty for none."""
+
+    job_id: bytes
+    environment: str = ""
+    use: str = TASKS
+
+
+FOR_ANYTHING = Key(ANY_JOB, "", "")
 
 IDLE = "idle"
 BUSY = "busy"
@@ -68,7 +82,7 @@ class Worker:
 
     @property
     def job_id(self) -> bytes:
-        return self.key[0]
+        return self.key.job_id
 
 
 @dataclass(slots=True)
@@ -106,7 +120,7 @@ class Pool:
     def prestart(self, now: float) -> None:
         """Start one worker per CPU for whichever job comes first."""
         while len(self.starting) + self._idle_count() < min(self.cpus, self.start_limit):
-            self._start(now, (ANY_JOB, ""))
+            self._start(now, FOR_ANYTHING)
 
     def acquire(self, now: float, key: Key, grant_id: int) -> Worker | None:
         """An idle worker for `grant_id`, or None: then it waits, and a process may be started."""
@@ -141,7 +155,7 @@ class Pool:
 
     def driver_registered(self, worker_id: bytes, pid: int, slot: int) -> Worker:
         """A driver is a client that is never leased."""
-        worker = Worker(worker_id, pid, (ANY_JOB, ""), DRIVER, client_slot=slot)
+        worker = Worker(worker_id, pid, FOR_ANYTHING, DRIVER, client_slot=slot)
         self.workers[worker_id] = worker
         return worker
 
@@ -210,7 +224,7 @@ class Pool:
             if worker.job_id == job_id and worker.state in (IDLE, BUSY) and worker.worker_id not in keep:
                 self.stop(now, worker, "its job has ended", force=True)
         for entry in self.starting.values():
-            if entry.key[0] == job_id and not entry.stopping and not self.waiting.get(entry.key):
+            if entry.key.job_id == job_id and not entry.stopping and not self.waiting.get(entry.key):
                 entry.stopping = True
                 self.out.append(StopWorker(startup_token=entry.token))
 
@@ -263,12 +277,12 @@ class Pool:
         return 0
 
     def _served_by(self, worker: Worker) -> list[Key]:
-        if worker.key == (ANY_JOB, ""):
-            return [key for key in self.waiting if key[1] == ""]
+        if worker.key == FOR_ANYTHING:
+            return [key for key in self.waiting if not key.environment]
         return [worker.key]
 
     def _take_idle(self, key: Key) -> Worker | None:
-        for candidate in (key, (ANY_JOB, "")) if key[1] == "" else (key,):
+        for candidate in (key, FOR_ANYTHING) if not key.environment else (key,):
             group = self.idle.get(candidate)
             if group:
                 worker_id, _ = group.popitem()  # the warmest
@@ -299,10 +313,10 @@ class Pool:
         for entry in self.starting.values():
             if not entry.stopping:
                 coming[entry.key] = coming.get(entry.key, 0) + 1
-        spare = coming.get((ANY_JOB, ""), 0)
+        spare = coming.get(FOR_ANYTHING, 0)
         for key, queue in self.waiting.items():
             missing = len(queue) - coming.get(key, 0)
-            if key[1] == "":
+            if not key.environment:
                 used = max(0, min(spare, missing))
                 spare -= used
                 missing -= used
@@ -319,7 +333,7 @@ class Pool:
         token = self.rng.randbytes(16)
         limit_s = _setup_limit_s(key)
         self.starting[token] = Starting(token, key, now + REGISTER_WITHIN_S + limit_s, slow=limit_s > 0)
-        self.out.append(StartWorker(token, key[0], key[1]))
+        self.out.append(StartWorker(token, key.job_id, key.environment))
 
     # ---- for people and tests ----
 
@@ -343,12 +357,14 @@ class Pool:
                 for w in self.workers.values()
             ],
             "starting": len(self.starting),
-            "waiting": {f"{job.hex()}:{env}": len(q) for (job, env), q in self.waiting.items()},
+            "waiting": {
+                f"{key.job_id.hex()}:{key.environment}:{key.use}": len(q) for key, q in self.waiting.items()
+            },
         }
 
 
 def _setup_limit_s(key: Key) -> float:
-    return environments.setup_limit_s(environments.parse(key[1])) if key[1] else 0.0
+    return environments.setup_limit_s(environments.parse(key.environment)) if key.environment else 0.0
 
 
 def start_refusal(key: Key, last: common.Failure | None) -> common.Failure:
@@ -356,9 +372,9 @@ def start_refusal(key: Key, last: common.Failure | None) -> common.Failure:
     if last is not None and last.kind == common.RUNTIME_ENV_FAILED:
         return last  # it says what could not be made
     detail = last.message if last is not None and last.message else "no reason was given"
-    env = f" with runtime_env {environments.shown(key[1])}" if key[1] else ""
+    env = f" with runtime_env {environments.shown(key.environment)}" if key.environment else ""
     failure = common.Failure(
-        kind=common.RUNTIME_ENV_FAILED if key[1] else common.WORKER_DIED,
+        kind=common.RUNTIME_ENV_FAILED if key.environment else common.WORKER_DIED,
         message=f"a worker process{env} ended {START_ATTEMPTS} times before it was ready: {detail}",
     )
     if last is not None:

@@ -19,7 +19,7 @@ from miniray._proto import common_pb2 as common
 from miniray._proto import gcs_pb2, worker_pb2
 from miniray.core.leases import Grant
 from miniray.core.node_effects import STORE_FD, DropClient, to_client
-from miniray.core.pool import BUSY, DRIVER, Worker
+from miniray.core.pool import BUSY, DRIVER, Key, Worker
 
 if TYPE_CHECKING:
     from miniray.core.node import Node
@@ -90,7 +90,7 @@ class Residents:
                 self._refuse(worker_id, reply.failure.kind, reply.failure.message)
                 return
             self.jobs[reply.job.job_id] = reply.job
-            worker.key = (reply.job.job_id, "")
+            worker.key = Key(reply.job.job_id)
             self._welcome(worker, reply.job)
 
         self.node.bridge.ask(job_started, sender=worker_id, job_start=start)

@@ -63,6 +63,9 @@ class ThreadedActor:
         self._queued: dict[tuple[Any, int], Any] = {}
         self._running: dict[tuple[Any, int], _Call] = {}
 
+    def start(self) -> None:
+        """The constructor has run: calls may. Threads start as calls come."""
+
     def submit(self, peer: Peer, frame: bytes) -> None:
         """A call came in. Under the worker's lock."""
         call = _Call(self._executor, peer, frame)
@@ -143,9 +146,16 @@ class AsyncActor:
     def __init__(self, executor: Executor, spec: pb.ActorSpec) -> None:
         self._executor = executor
         self._groups = {"": _Loop(executor, "actor-loop", spec.max_concurrency or ASYNC_CONCURRENCY)}
+        # The constructor, on this thread, sees the loop that the actor's calls will run on.
+        asyncio.set_event_loop(self._groups[""].loop)
         for group, width in spec.concurrency_groups.items():
             self._groups[group] = _Loop(executor, f"actor-loop-{group}", width)
         self._grouped = len(self._groups) > 1
+
+    def start(self) -> None:
+        """The constructor has run: calls may."""
+        for loop in self._groups.values():
+            loop.start()
 
     def submit(self, peer: Peer, frame: bytes) -> None:
         """A call came in. Under the worker's lock."""
@@ -164,30 +174,34 @@ class _Loop:
 
     def __init__(self, executor: Executor, name: str, width: int) -> None:
         self._executor = executor
-        self._loop = asyncio.new_event_loop()
+        self.loop = asyncio.new_event_loop()
+        self._name = name
         self._limit = asyncio.Semaphore(width)
         self._arrived: deque[_Call] = deque()
         self._running: dict[tuple[Any, int], tuple[asyncio.Task[None], bytes]] = {}
         self._scheduled = False
-        threading.Thread(target=self._serve, name=name, daemon=True).start()
+
+    def start(self) -> None:
+        """Start the thread."""
+        threading.Thread(target=self._serve, name=self._name, daemon=True).start()
 
     def _serve(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
 
     def submit(self, call: _Call) -> None:
         """A call came in. Under the worker's lock; one wake-up per batch."""
         self._arrived.append(call)
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon_threadsafe(self._start)
+            self.loop.call_soon_threadsafe(self._start)
 
     def _start(self) -> None:
         self._scheduled = False
         while self._arrived:
             call = self._arrived.popleft()
             key = (call.peer, call.call)
-            task = self._loop.create_task(self._run(call))
+            task = self.loop.create_task(self._run(call))
             self._running[key] = (task, call.context.task_id)
             task.add_done_callback(functools.partial(self._ended, key))
 
@@ -199,7 +213,7 @@ class _Loop:
         task, task_id = self._running.get((peer, call), (None, b""))
         if task is None:
             return
-        self._loop.call_soon_threadsafe(task.cancel)
+        self.loop.call_soon_threadsafe(task.cancel)
         if recursive:
             cancellation.children(self._executor.worker, task_id, False)
 
@@ -216,7 +230,7 @@ class _Loop:
             call.context.function = function
             async with self._limit:
                 if call.flags & frames.HAS_SLOTS:
-                    args, kwargs = await self._loop.run_in_executor(None, self._decode, call, held, restored)
+                    args, kwargs = await self.loop.run_in_executor(None, self._decode, call, held, restored)
                 else:
                     args, kwargs = self._decode(call, held, restored)
                 value = function.call(*args, **kwargs)

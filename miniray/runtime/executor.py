@@ -511,7 +511,7 @@ class Executor:
         from miniray.runtime import agent
 
         agent.name_process(f"ray::{spec.class_name}")
-        failure = None
+        failure = calls = None
         held: list[ObjectEntry] = []
         context = TaskContext(b"", f"{spec.class_name}.__init__", 0, spec.actor_id, self.assignment)
         token = CURRENT.set(context)
@@ -525,6 +525,7 @@ class Executor:
             _, flags, _, _, _, _, context.task_id = frames.PUSH_HEADER.unpack_from(push)
             owner = self.worker.peers.of((spec.owner.node_id, spec.owner.worker_id))
             args, kwargs = self.decode(owner, push, flags, held)
+            calls = self._concurrent_calls(spec)
             self.actor = cls(*args, **kwargs)
             del args, kwargs
             output.is_actor(self.actor_repr() or spec.class_name)
@@ -539,19 +540,26 @@ class Executor:
             values.end_restoring(restored)
         self._unpin(held)
         self.settle_references(NOBODY, restored)    # the creator, too, lets go of the arguments now
-        if failure is None and (spec.is_async or spec.max_concurrency > 1 or spec.concurrency_groups):
-            from miniray.runtime import concurrency
-
+        if failure is None and calls is not None:
+            calls.start()
             with self.worker.lock:
-                self.concurrency = concurrency.of(self, spec)
+                self.concurrency = calls
                 while self.queue:
-                    self.concurrency.submit(*self.queue.popleft())
+                    calls.submit(*self.queue.popleft())
         ready = wire.ActorReady(actor_id=spec.actor_id, attempt=start.attempt)
         if failure is not None:
             ready.failure.CopyFrom(failure)
         self.worker.raylet.send(wire.ToRaylet(actor_ready=ready))
         if failure is not None:
             self.leave("the actor's constructor failed")
+
+    def _concurrent_calls(self, spec: pb.ActorSpec) -> Any:
+        """What runs the calls of an actor that takes several at once; None for all others."""
+        if not (spec.is_async or spec.max_concurrency > 1 or spec.concurrency_groups):
+            return None
+        from miniray.runtime import concurrency
+
+        return concurrency.of(self, spec)
 
     # ---- ends
 

@@ -8,17 +8,21 @@ from typing import Any
 from miniray._proto import common_pb2 as common
 from miniray.core.node_effects import StartWorker, StopWorker
 from miniray.core.pool import (
+    ACTORS,
     ANY_JOB,
+    GPU_TASKS,
     IDLE,
     IDLE_KEEP_S,
     REGISTER_WITHIN_S,
     START_ATTEMPTS,
+    TASKS,
+    Key,
     Pool,
     start_refusal,
 )
 
-A, B = (b"job1", ""), (b"job2", "")
-ENV = (b"job1", '{"env_vars":{"X":"1"}}')
+A, B = Key(b"job1"), Key(b"job2")
+ENV = Key(b"job1", '{"env_vars":{"X":"1"}}')
 
 
 class Bench:
@@ -151,7 +155,20 @@ def test_the_end_of_a_job_ends_its_workers_but_not_those_kept() -> None:
     assert bench.out == [StopWorker(worker_id=ids[0], force=True)]
 
 
-MADE = (b"job1", '{"pip":{"packages":["a"]},"config":{"setup_timeout_seconds":100}}')
+def test_a_worker_keeps_to_its_use() -> None:
+    for first, second in ((TASKS, ACTORS), (TASKS, GPU_TASKS), (GPU_TASKS, TASKS)):
+        bench = Bench(cpus=1)
+        bench.pool.prestart(0.0)
+        worker_id, _ = bench.register(bench.starts()[0])
+        worker = bench.pool.acquire(0.0, A._replace(use=first), 1)
+        assert worker is not None and worker.worker_id == worker_id, "a fresh worker serves any use"
+        bench.pool.released(0.0, worker)
+        assert bench.pool.acquire(0.0, A._replace(use=second), 2) is None
+        assert bench.pool.acquire(0.0, A._replace(use=first), 3) is worker
+        bench.pool.check()
+
+
+MADE = Key(b"job1", '{"pip":{"packages":["a"]},"config":{"setup_timeout_seconds":100}}')
 
 
 def test_environments_that_have_to_be_made_do_not_hold_up_other_workers() -> None:
@@ -177,6 +194,6 @@ def test_the_failure_of_an_environment_is_told_as_it_is() -> None:
     last = common.Failure(kind=common.RUNTIME_ENV_FAILED, message="[Node 1.2.3.4] pip says no")
     assert start_refusal(MADE, last) == last
     crashed = common.Failure(kind=common.WORKER_DIED, message="signal SIGKILL")
-    secret = (b"job1", '{"env_vars":{"TOKEN":"hunter2"}}')
+    secret = Key(b"job1", '{"env_vars":{"TOKEN":"hunter2"}}')
     told = start_refusal(secret, crashed).message
     assert "TOKEN" in told and "hunter2" not in told
