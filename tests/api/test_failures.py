@@ -204,7 +204,7 @@ def test_groups_of_an_asyncio_actor_do_not_hold_each_other_up(tmp_path):
         @ray.method(concurrency_group="slow")
         async def block(self, mark):
             while not mark.exists():
-                time.sleep(0.01)    # on its loop, on purpose
+                time.sleep(0.01)  # noqa: ASYNC251 - on its loop, on purpose
 
         async def same_loop(self):
             import asyncio
