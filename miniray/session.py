@@ -76,6 +76,7 @@ def init(
         namespace: Where this job's named actors live; an anonymous one by default.
         runtime_env: Environment of this job's tasks and actors.
         log_to_driver: Show what workers print.
+        local_mode: Run tasks and actors in this process, at the call, for debugging.
         preload: Modules that workers find imported already.
         kwargs: Ray's private options (`_system_config`, …) are accepted and without effect;
             other names raise RuntimeError.
@@ -113,7 +114,7 @@ def init(
         where = addresses.resolve(address, given)
         node = _start(launch, offered, kwargs, preload) if where is None else addresses.find(where, given)
         log = config.get("log_to_driver") if log_to_driver is None else log_to_driver
-        return _connect(node, job, packages, log)
+        return _connect(node, {**job, "local_mode": local_mode}, packages, log)
 
 
 _ACCEPTED = frozenset({"object_spilling_directory", "dashboard_agent_listen_port", "storage"})

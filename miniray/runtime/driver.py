@@ -23,8 +23,12 @@ def connect_driver(
     aliases: Sequence[str] = (),
     metadata: dict[str, str] | None = None,
     log_to_driver: bool = True,
+    local_mode: bool = False,
 ) -> CoreWorker:
-    """Join a node as a driver: a new job. ConnectionError says why it was refused."""
+    """Join a node as a driver: a new job. ConnectionError says why it was refused.
+
+    `local_mode`: what it starts runs in this process (`local_mode`).
+    """
     client = RayletClient(socket_path)
     job = gcs.JobStart(
         entrypoint=entrypoint, namespace=namespace, runtime_env=runtime_env, metadata=metadata or {},
@@ -34,7 +38,12 @@ def connect_driver(
     if info.failure.kind or fd < 0:
         client.close()
         raise ConnectionError(info.failure.message or "the raylet did not hand out the store")
-    worker = CoreWorker(client, info, fd, is_driver=True)
+    kind: type[CoreWorker] = CoreWorker
+    if local_mode:
+        from miniray.runtime.local_mode import LocalWorker
+
+        kind = LocalWorker
+    worker = kind(client, info, fd, is_driver=True)
     set_current(worker)
     worker.start()
     explaining.listen(worker)
