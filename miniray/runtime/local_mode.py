@@ -33,7 +33,7 @@ from miniray.exceptions import ActorDiedError, RayTaskError, TaskCancelledError
 from miniray.ids import ObjectRef, TaskID
 from miniray.runtime import local_objects, values
 from miniray.runtime.definitions import scheduling_class
-from miniray.runtime.errors import dependency_error, error_of, pack_exception, task_error
+from miniray.runtime.errors import dependency_error, pack_exception, task_error
 from miniray.runtime.executor import exited
 from miniray.runtime.local_mode_actors import Call, LocalActor, LocalActors
 from miniray.runtime.packed import Serialized
@@ -241,15 +241,11 @@ class LocalWorker(CoreWorker):
             CURRENT.reset(token)
 
     def _arguments(self, call: Call) -> tuple[Any, dict[str, Any]]:
-        if call.direct:
-            entries = [ref.entry for ref in call.direct]
-            waiting = [entry for entry in entries if not entry.ready]
-            if waiting:
-                self.await_entries(waiting, None, None)
-            failed = next((entry for entry in entries if entry.state == FAILED), None)
-            if failed is not None:
-                raise ArgumentFailed(error_of(failed))
-        return values.deserialize_args(call.payload, self.get(call.direct))
+        try:
+            found = self.get(call.direct) if call.direct else ()
+        except Exception as error:
+            raise ArgumentFailed(error) from None
+        return values.deserialize_args(call.payload, found)
 
     @staticmethod
     def _wants_retry(template: TaskTemplate | MethodTemplate, error: BaseException) -> bool:

@@ -61,7 +61,7 @@ class LocalActor:
         """The event loop of its coroutines, running in a thread."""
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="local-actor-loop", daemon=True).start()
+            threading.Thread(target=_serve, args=(self._loop,), name="local-actor-loop", daemon=True).start()
         return self._loop
 
     def end(self, death: Exception) -> None:
@@ -74,6 +74,11 @@ class LocalActor:
     def __del__(self) -> None:
         if self._loop is not None and self._loop.is_running():
             self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    loop.run_forever()
+    loop.close()
 
 
 class Client:
