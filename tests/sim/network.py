@@ -3,7 +3,8 @@
 Between hosts (nodes and the head) a packet may be lost, late, repeated or overtaken, and hosts
 may be cut off from each other. `LinkEnd` is what `runtime.links` is in the product: it runs the
 real `core.link.Link` over such wires. A `Pipe` is a unix socket or a shared-memory ring: in order
-and reliable; what its writer wrote before it died can still be read.
+and reliable; what its writer wrote before it died can still be read. A `Wire` is a TCP connection
+between two workers of different hosts: in order, until it breaks with whatever is on it.
 """
 
 from __future__ import annotations
@@ -181,6 +182,10 @@ class Pipe:
         while self._items and self._reader is not None:
             self._reader(self._items.popleft())
 
+    def lose_all(self) -> None:
+        """What is on the way never comes."""
+        self._items.clear()
+
     def break_(self) -> None:
         """The reader is gone, and what it has not read."""
         self._broken = True
@@ -195,3 +200,63 @@ class Pipe:
     def _deliver(self) -> None:
         if self._items and self._reader is not None:
             self._reader(self._items.popleft())
+
+
+class WireEnd:
+    """One end of a connection of two workers; `Wire.between` makes both."""
+
+    def __init__(self, wire: Wire, here: bytes, there: bytes) -> None:
+        self._wire = wire
+        self._here = here
+        self._there = there
+        self.other: WireEnd = self
+        self.incoming = Pipe(wire.network.world, 0.0005)
+        self.ended = False
+
+    def attach(self, reader: Callable[[Any], None]) -> None:
+        """`reader(batch)` for each that comes, and `reader(None)` at the end."""
+        self.incoming.attach(reader)
+
+    def write(self, batch: bytes) -> None:
+        """Send a batch; perhaps it is the one on which the connection breaks."""
+        wire = self._wire
+        if wire.is_broken:
+            return
+        if not wire.network.reaches(self._here, self._there):
+            wire.break_(wire.network.world.rng.uniform(0.1, 3.0))  # noticed when nothing is acknowledged
+        elif wire.network.world.chance(wire.network.weather.loss * 0.1 + 0.002):
+            wire.break_(0.0)
+        else:
+            self.other.incoming.write(batch)
+
+    def break_(self) -> None:
+        """This end's process is gone, or does not want it: the other one reads what came, then the end."""
+        self.ended = True
+        self.incoming.break_()
+        if not self._wire.is_broken and self._wire.network.reaches(self._here, self._there):
+            self.other.incoming.write(None)
+
+
+class Wire:
+    """What the two ends share."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.is_broken = False
+        self.ends: list[WireEnd] = []
+
+    @classmethod
+    def between(cls, network: Network, here: bytes, there: bytes) -> tuple[WireEnd, WireEnd]:
+        """A new connection."""
+        wire = cls(network)
+        near, far = WireEnd(wire, here, there), WireEnd(wire, there, here)
+        near.other, far.other = far, near
+        wire.ends = [near, far]
+        return near, far
+
+    def break_(self, noticed_s: float) -> None:
+        """What is under way is lost; each end notices in its own time."""
+        self.is_broken = True
+        for end in self.ends:
+            end.incoming.lose_all()
+            self.network.world.after(noticed_s * self.network.world.rng.random(), end.incoming.write, None)

@@ -18,7 +18,7 @@ from miniray.core.contract import HEAD, Send
 from miniray.core.memory import NOBODY
 from miniray.core.node import Node
 
-from .network import LinkEnd, Network, Pipe
+from .network import LinkEnd, Network, Pipe, Wire, WireEnd
 from .world import Timer, World
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class SimNode:
         self.store_bytes = store_bytes
         self._make_worker = make_worker
         self._workers_made = 0
-        self._descriptors: dict[int, Pipe] = {}
+        self._descriptors: dict[int, Any] = {}
+        self._descriptors_made = 10
         self._fetches: dict[bytes, int] = {}
         self._fetches_made = 0
         self._ends: dict[bytes, LinkEnd] = {}
@@ -170,10 +171,7 @@ class SimNode:
         """From a worker's or driver's socket; `pipe` is what a descriptor stands for."""
         if not self.is_up:
             return
-        fd = None
-        if pipe is not None:
-            fd = len(self._descriptors) + 10
-            self._descriptors[fd] = pipe
+        fd = self._descriptor(pipe) if pipe is not None else None
         if message.WhichOneof("body") == "register":
             process = self.processes[worker_id]
             del self.starting[process.token]
@@ -181,6 +179,11 @@ class SimNode:
         else:
             self.node.worker_message(self.world.now, worker_id, message, fd)
         self._turn()
+
+    def _descriptor(self, thing: Any) -> int:
+        self._descriptors_made += 1
+        self._descriptors[self._descriptors_made] = thing
+        return self._descriptors_made
 
     def process_ended(self, worker: SimWorker, how: str) -> None:
         """A process of this node is gone: noticed a moment later, after its last words."""
@@ -266,6 +269,26 @@ class SimNode:
 
     def _close_fd(self, effect: node_effects.CloseFd) -> None:
         self._descriptors.pop(effect.fd).break_()
+
+    def _connect_workers(self, effect: node_effects.ConnectWorkers) -> None:
+        self.world.after(0.002 + self.world.rng.expovariate(500.0), self._dialled, effect)
+
+    def _dialled(self, effect: node_effects.ConnectWorkers) -> None:
+        other = self.nodes.get(effect.node_id)
+        if not self.is_up or other is None or not self.network.reaches(self.id, effect.node_id):
+            return  # the relay goes on
+        near, far = Wire.between(self.network, self.id, other.id)
+        hello = raylet_pb2.ChannelHello(target_worker_id=effect.target_worker_id)
+        hello.source.node_id, hello.source.worker_id = self.id, effect.worker_id
+        other.connection_came(hello, far)
+        source = common.Address(node_id=effect.node_id, worker_id=effect.target_worker_id)
+        offer = worker_pb2.ChannelOffer(source=source, connection=True)
+        self._to_client(node_effects.to_client(effect.worker_id, self._descriptor(near), channel_offer=offer))
+
+    def connection_came(self, hello: raylet_pb2.ChannelHello, end: WireEnd) -> None:
+        """Another raylet has dialled this one for two workers."""
+        self.node.connection_came(self.world.now, hello, self._descriptor(end))
+        self._turn()
 
     def _drop_client(self, effect: node_effects.DropClient) -> None:
         process = self.processes.get(effect.worker_id)
@@ -424,6 +447,7 @@ _EFFECTS: dict[type, Callable[[SimNode, Any], None]] = {
     Send: SimNode._send,
     node_effects.ToClient: SimNode._to_client,
     node_effects.CloseFd: SimNode._close_fd,
+    node_effects.ConnectWorkers: SimNode._connect_workers,
     node_effects.DropClient: SimNode._drop_client,
     node_effects.StartWorker: SimNode._start_worker,
     node_effects.StopWorker: SimNode._stop_worker,

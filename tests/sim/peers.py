@@ -1,27 +1,31 @@
 """The other workers one process speaks to, as `runtime.peers` does: channels and frames.
 
-On one node a channel is a pair of pipes that the raylet brokers, between nodes a relay through
-both raylets. Frames are tuples (kind, fields…); a relayed batch is a key into the cluster's
-blobs, since the daemons must not look inside. What ends a turn hands relayed frames on.
+On one node a channel is a pair of pipes that the raylet brokers, between nodes a real `Circuit`,
+relayed by both raylets or over a wire. Frames are tuples (kind, fields…); a circuit's batch holds a
+key into the cluster's blobs, since the daemons must not look inside. What ends a turn hands it on.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from miniray._proto import common_pb2 as pb
 from miniray._proto import worker_pb2 as wire
+from miniray.core.circuit import HEADER, Circuit, Forgotten, goodbye
 from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
 from miniray.core.owner import Result
 from miniray.core.submission import Remote
 from miniray.core.tasks import TaskRecord
 
-from .network import Pipe
+from .network import Pipe, WireEnd
 from .values import Arguments, UserError
 
 if TYPE_CHECKING:
     from .worker import SimWorker
 
 Frame = tuple[Any, ...]
+
+CONNECT_AGAIN_S = 1.0
 
 
 class Ring:
@@ -42,7 +46,9 @@ class Peer:
     def __init__(self, address: Address) -> None:
         self.address = address
         self.out: Pipe | None = None
-        self.is_relayed = False
+        self.circuit: Circuit | None = None
+        self.wires: list[WireEnd] = []
+        self.asked_at = float("-inf")
         self.batch: list[Frame] = []
         self.inbound: list[Pipe] = []
         self.remote: Remote | None = None
@@ -72,7 +78,7 @@ class Peers:
             self.received(address, frame)
             return
         peer = self.of(address)
-        if peer.out is None and not peer.is_relayed:
+        if peer.out is None and peer.circuit is None:
             self._open(peer)
         if peer.out is not None:
             peer.out.write(frame)
@@ -84,7 +90,7 @@ class Peers:
     def _open(self, peer: Peer) -> None:
         worker = self._worker
         if peer.address[0] != worker.address[0]:
-            peer.is_relayed = True
+            peer.circuit = Circuit()
             return
         ring = Ring(worker)
         peer.out = ring.forth
@@ -108,15 +114,81 @@ class Peers:
         while self._turn:
             peer = self._turn.pop(0)
             frames, peer.batch = peer.batch, []
-            batch = wire.RelayBatch(frames=self._worker.cluster.keep(frames))
-            batch.source.node_id, batch.source.worker_id = self._worker.address
-            batch.destination.node_id, batch.destination.worker_id = peer.address
-            self._worker.tell_raylet(wire.ToRaylet(relay=batch))
+            assert peer.circuit is not None
+            self._carry(peer, peer.circuit.pack([self._worker.cluster.keep(frames)]))
+            now = self._worker.world.now
+            if not peer.wires and now - peer.asked_at >= CONNECT_AGAIN_S:
+                peer.asked_at = now
+                opening = wire.ChannelOpen(target_node_id=peer.address[0], target_worker_id=peer.address[1])
+                self._worker.tell_raylet(wire.ToRaylet(channel_open=opening))
 
-    def relayed(self, address: Address, key: bytes) -> None:
-        """Frames that came through the raylets."""
-        for frame in self._worker.cluster.kept(key):
+    def _carry(self, peer: Peer, data: bytes) -> None:
+        if peer.wires:
+            peer.wires[-1].write(data)
+            return
+        batch = wire.RelayBatch(frames=data)
+        batch.source.node_id, batch.source.worker_id = self._worker.address
+        batch.destination.node_id, batch.destination.worker_id = peer.address
+        self._worker.tell_raylet(wire.ToRaylet(relay=batch))
+
+    def _circuit(self, peer: Peer) -> Circuit:
+        if peer.circuit is None:
+            peer.circuit = Circuit()
+            peer.asked_at = self._worker.world.now  # the other one has asked
+        return peer.circuit
+
+    def carried(self, address: Address, data: bytes) -> None:
+        """A circuit's batch, relayed or over a wire."""
+        peer = self.of(address)
+        circuit = self._circuit(peer)
+        try:
+            new = circuit.unpack(data)
+        except Forgotten:
+            self._disagree(peer, data)
+            return
+        for frame in self._worker.cluster.kept(data[HEADER.size :]) if new else ():
             self.received(address, frame)
+        if circuit.owes_ack:
+            self._carry(peer, circuit.ack())
+
+    def _disagree(self, peer: Peer, data: bytes) -> None:
+        if data != goodbye():
+            self.gone(peer.address)
+            self._carry(Peer(peer.address), goodbye())
+        else:
+            self._worker.gone(peer.address, pb.Failure(kind=pb.WORKER_DIED, message="it took us for dead"))
+
+    # ---- wires
+
+    def connected_to(self, address: Address, end: WireEnd) -> None:
+        """The raylets have made a connection to a worker of another node."""
+        peer = self.of(address)
+        circuit = self._circuit(peer)
+        peer.wires.append(end)
+        end.attach(lambda batch: self._wired(peer, end, batch))
+        for batch in circuit.unacknowledged():
+            end.write(batch)
+
+    def _wired(self, peer: Peer, end: WireEnd, batch: bytes | None) -> None:
+        if end not in peer.wires or not self._worker.alive:
+            return
+        if batch is not None:
+            self.carried(peer.address, batch)
+            self._worker.end_turn()
+            return
+        was_used = end is peer.wires[-1]
+        peer.wires.remove(end)
+        end.break_()
+        if was_used and peer.circuit is not None:
+            for one in peer.circuit.unacknowledged():
+                self._carry(peer, one)
+        if not peer.wires:
+            self._worker.departed(peer.address)
+
+    def is_connected(self, address: Address) -> bool:
+        """Frames may still come over a wire."""
+        peer = self._peers.get(address)
+        return peer is not None and bool(peer.wires)
 
     def look(self, address: Address) -> None:
         """Read what a dead peer has left in its rings."""
@@ -127,14 +199,19 @@ class Peers:
         """The process has ended and its last frames are read."""
         peer = self._peers.pop(address, None)
         if peer is not None:
-            for pipe in peer.inbound:
-                pipe.break_()
+            self._break(peer)
+
+    def _break(self, peer: Peer) -> None:
+        for pipe in peer.inbound:
+            pipe.break_()
+        for end in peer.wires:
+            end.break_()
+        peer.wires.clear()
 
     def close(self) -> None:
         """This process dies: nobody reads what was sent to it."""
         for peer in self._peers.values():
-            for pipe in peer.inbound:
-                pipe.break_()
+            self._break(peer)
         self._peers.clear()
 
     # ---- frames

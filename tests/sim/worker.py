@@ -61,6 +61,9 @@ class Asker:
         self._worker.send_answer(self._address, entry)
 
 
+LAST_FRAMES_S = 1.0
+
+
 class SimWorker:
     """See the module head. A driver has no executor."""
 
@@ -85,6 +88,7 @@ class SimWorker:
         self._replies: dict[int, Future] = {}
         self._stimuli = 0
         self._turning = False
+        self._departing: dict[Address, pb.Failure] = {}
 
     # ---- life
 
@@ -449,7 +453,10 @@ class SimWorker:
         if carried is not None:
             assert kind == "channel_offer"
             source = message.channel_offer.source
-            self.peers.offered((source.node_id, source.worker_id), carried)
+            if message.channel_offer.connection:
+                self.peers.connected_to((source.node_id, source.worker_id), carried)
+            else:
+                self.peers.offered((source.node_id, source.worker_id), carried)
         elif kind is not None:
             _MESSAGES[kind](self, getattr(message, kind))
         self.end_turn()
@@ -483,7 +490,7 @@ class SimWorker:
             self.owner.submission.lease_reclaimed(message.lease_id, address)
 
     def _relayed(self, message: wire.RelayBatch) -> None:
-        self.peers.relayed((message.source.node_id, message.source.worker_id), message.frames)
+        self.peers.carried((message.source.node_id, message.source.worker_id), message.frames)
 
     def _worker_gone(self, message: wire.WorkerGone) -> None:
         self.gone((message.address.node_id, message.address.worker_id), message.failure)
@@ -492,7 +499,22 @@ class SimWorker:
         self.gone((message.target.node_id, message.target.worker_id), message.failure)
 
     def gone(self, address: Address, failure: pb.Failure) -> None:
-        """Another process has ended: its last frames first."""
+        """Another process has ended: its last frames first, also those that are still on a wire."""
+        if failure.kind != pb.NODE_DIED and self.peers.is_connected(address):
+            if address not in self._departing:
+                self._departing[address] = failure
+                self.world.after(LAST_FRAMES_S, self.departed, address)
+            return
+        self._strike_out(address, failure)
+
+    def departed(self, address: Address) -> None:
+        """The last wire to that process has ended, or has had its time."""
+        failure = self._departing.pop(address, None)
+        if failure is not None and self.alive:
+            self._strike_out(address, failure)
+            self.end_turn()
+
+    def _strike_out(self, address: Address, failure: pb.Failure) -> None:
         self.peers.look(address)
         self.cluster.oracle.told_of_death(self, address)
         self.world.note(self.name, f"hears of the end of {self.world.name(address[1])}")
