@@ -7,18 +7,23 @@ is left anywhere, every placement group is whole or absent, every resource is ba
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from miniray._proto import common_pb2 as pb
+from miniray._proto import gcs_pb2 as gcs
+from miniray.core.head import Head
 
-from .cluster import Cluster
-from .node import SimNode
-from .worker import SimWorker
 from .world import Violation
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+    from .node import SimNode
+    from .worker import SimWorker
 
 
 def look(cluster: Cluster) -> None:
     """While it runs."""
+    copies_are_equal(cluster)
     for node in cluster.living:
         node.node.check()
         resources_add_up(node)
@@ -43,6 +48,35 @@ def resources_add_up(node: SimNode) -> None:
                 f"{node.name}: {name} total {total}, available {pool.available[name]}, "
                 f"held {held.get(name, 0)}"
             )
+
+
+def copies_are_equal(cluster: Cluster) -> None:
+    """Every copy of an object, in a store or on a disk, is the same and is its own."""
+    seen: dict[bytes, Any] = {}
+    for node in cluster.living:
+        for place in (node.store, node.disk):
+            for oid, item in place.items():
+                value = seen.setdefault(oid, item.value)
+                if item.value.tag != oid or value.note != item.value.note:
+                    raise Violation(f"{cluster.world.name(oid)} on {node.name} is {item.value}, not {value}")
+
+
+def rows_are_known(head: Head, rows: dict[tuple[str, bytes], bytes]) -> None:
+    """Right after a restart the head knows everything that was saved."""
+    jobs = {job.job_id for job in head.jobs.all()}
+    nodes = {info.node_id for info in head.members.all()}
+    for (table, key), row in rows.items():
+        if table == "actor":
+            record = head.actors.registry.records.get(key)
+            known = record is not None and record.info.spec.name == pb.ActorInfo.FromString(row).spec.name
+        elif table == "group":
+            known = head.placement.info(key) is not None
+        elif table == "kv":
+            known = head.kv.get(gcs.KvGet(key=key[2:])).kv.value == row     # all are in the namespace ""
+        else:
+            known = {"job": jobs, "node": nodes}.get(table, {key: None}).__contains__(key)
+        if not known:
+            raise Violation(f"row {table} {key.hex()} was saved, and is unknown after the restart")
 
 
 def at_rest(cluster: Cluster) -> list[str]:
@@ -124,8 +158,6 @@ def _head_left(cluster: Cluster) -> list[str]:
 
 def pb_lookup() -> Any:
     """A lookup of all groups."""
-    from miniray._proto import gcs_pb2 as gcs
-
     return gcs.GroupLookup()
 
 

@@ -159,6 +159,27 @@ class Context:
         """End an actor at once."""
         yield self.worker.request("actor_kill", gcs.ActorKill(actor_id=handle.actor, no_restart=no_restart))
 
+    # ---- keys
+
+    def write_key(self, key: bytes, value: bytes | None) -> Coroutine:
+        """Set a key that all drivers share, or with None delete it."""
+        world = self.worker.world
+        write = self.worker.cluster.oracle.registers.writing(world.now, key, value)
+        if value is None:
+            reply = yield self.worker.request("kv_delete", gcs.KvDelete(key=key))
+        else:
+            reply = yield self.worker.request("kv_put", gcs.KvPut(key=key, value=value, overwrite=True))
+        if not reply.failure.kind:
+            write.end = world.now
+
+    def read_key(self, key: bytes) -> Coroutine:
+        """Read it."""
+        start = self.worker.world.now
+        reply = yield self.worker.request("kv_get", gcs.KvGet(key=key))
+        if not reply.failure.kind:
+            value = reply.kv.value if reply.kv.found else None
+            self.worker.cluster.oracle.key_read(self.worker, key, value, start)
+
     # ---- placement groups
 
     def group(self, bundles: list[float], strategy: int) -> Coroutine:

@@ -14,6 +14,7 @@ from miniray._proto import gcs_pb2 as gcs
 from miniray.core.contract import HEAD, Persist, Send
 from miniray.core.head import Head, HeadOptions
 
+from . import checkers
 from .network import LinkEnd, Network
 from .world import Timer, World
 
@@ -46,6 +47,7 @@ class SimHead:
         self._links_made = 0
         head = Head(Random(self.world.rng.getrandbits(64)), HeadOptions(self.epoch, WALL_OFFSET_S))
         head.restore(self.world.now, [(table, key, value) for (table, key), value in self.rows.items()])
+        checkers.rows_are_known(head, self.rows)
         self.head = head
         self.network.attach(HEAD, self._packet)
         self.world.note("head", f"up, epoch {self.epoch}, {len(self.rows)} rows")

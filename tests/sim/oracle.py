@@ -2,9 +2,11 @@
 
 It changes nothing and draws no random numbers. Safety while the cluster runs:
 
-- a reference has one value for ever, the same for every reader, and it is its own;
+- a reference has one value for ever, the same for every reader, and it is its own; what has raised
+  has no value, and what has a value was run;
 - a body runs at most once without retries and at most 1 + n times with n (bounces do not count);
 - one caller's calls start in the order they were made, in each life of an actor;
+- keys of the store are registers (`registers`), and what is saved is known after a restart;
 - no object is freed while a reference to it lives in a process its owner takes for alive, unless
   the process that the reference came from has died.
 """
@@ -18,6 +20,7 @@ from miniray.core import ids
 from miniray.core.directory import Address
 from miniray.core.tasks import TaskRecord
 
+from .registers import Registers
 from .values import Failed, Loaded, UserError, Value
 from .world import Violation, World
 
@@ -52,6 +55,8 @@ class Oracle:
         self.world = world
         self.tasks: dict[bytes, Task] = {}
         self.outcomes: dict[bytes, Any] = {}
+        self.raised: dict[bytes, None] = {}
+        self.registers = Registers()
         self.live: dict[bytes, dict[SimWorker, int]] = {}
         """Object -> processes with live references."""
         self.read = 0
@@ -125,6 +130,9 @@ class Oracle:
             error = outcome.error
             if isinstance(error, UserError):
                 self.errors["raised"] = self.errors.get("raised", 0) + 1
+                self.raised[oid] = None
+                if oid in self.outcomes:
+                    self.fail("it had a value, and now it has raised", oid)
                 return
             kind = pb.ErrorKind.Name(error.kind)
             self.errors[kind] = self.errors.get(kind, 0) + 1
@@ -141,9 +149,22 @@ class Oracle:
     def _is_value_of(self, oid: bytes, value: Value) -> None:
         if value.tag != oid:
             self.fail(f"its value is that of {self.world.name(value.tag)}", oid)
+        if oid in self.raised:
+            self.fail("it has raised, and now it has a value", oid)
+        task = self.task_of(oid)
+        if task is not None and not task.starts:
+            self.fail("it has a value, and its task never ran", oid)
         known = self.outcomes.setdefault(oid, value.note)
         if known != value.note:
             self.fail(f"it had the value {known}, now it has {value.note}", oid)
+
+    # ---- keys and saved rows
+
+    def key_read(self, worker: SimWorker, key: bytes, value: Any, start: float) -> None:
+        """A driver has read a key, from `start` until now."""
+        wrong = self.registers.read(key, value, start, self.world.now)
+        if wrong:
+            self.fail(f"{worker.name}: {wrong}")
 
     # ---- references
 

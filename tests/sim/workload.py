@@ -26,6 +26,7 @@ STEPS: dict[str, int] = {
     "burst": 8, "chain": 5, "fan_in": 5, "put": 4, "nested": 6, "tree": 3, "several": 3, "raising": 3,
     "long": 3, "puts": 3, "delegate": 4, "read": 10, "wait": 4, "drop": 8, "cancel": 2, "actor": 3,
     "call": 8, "keep": 4, "give": 4, "lend": 4, "kill": 1, "let_go": 2, "group": 1, "pinned": 1, "spread": 2,
+    "keys": 3,
 }  # fmt: skip
 
 
@@ -255,6 +256,19 @@ class Script:
         if self.handles:
             self.handles.pop(self._rng.randrange(len(self.handles))).drop()
         yield 0.0
+
+    # ---- keys
+
+    def _keys(self) -> Coroutine:
+        """Reads and writes of keys that other drivers use as well."""
+        for _ in range(self._rng.randrange(1, 5)):
+            key = self._rng.choice([b"x", b"y"])
+            what = self._rng.choice(["read", "read", "write", "write", "delete"])
+            if what == "read":
+                yield from self.context.read_key(key)
+            else:
+                value = None if what == "delete" else str(self.driver.cluster.next_number()).encode()
+                yield from self.context.write_key(key, value)
 
     # ---- placement groups
 
