@@ -6,7 +6,7 @@
       connect ─────────────────────────────────────▶
       ◀──────────────────────────── 32 random bytes
       HMAC-SHA256(token, those bytes) ─────────────▶ compared in constant time, else closed
-      u32 length | BulkRequest fetch ──────────────▶
+      u32 length | BulkRequest fetch ──────────────▶ the object, or a part of it
       ◀── u32 length | Chunk (size, owner or failure, no data) | the bytes
       next BulkRequest …                               or, as the only one:
       u32 length | BulkRequest channel ────────────▶ its end goes to the worker named, this one
@@ -28,7 +28,8 @@ import hmac
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -46,6 +47,8 @@ UNREACHED_MS = 10_000
 CHALLENGE_BYTES = 32
 MAX_REQUEST = 64 * 1024
 PIECE_BYTES = 8 << 20
+PART_BYTES = 32 << 20
+"""A larger object is read in parts of this size, several at a time where there are cores for it."""
 KEPT_CONNECTIONS = 4
 _LENGTH = struct.Struct("<I")
 
@@ -138,12 +141,15 @@ class BulkServer:
 
 
 class BulkReader:
-    """Reads objects from other nodes."""
+    """Reads objects from other nodes, a large one in `streams` at once."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, streams: int = 1) -> None:
         self._token = token
+        self._streams = streams
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(STREAMS, "bulk-receive")
+        self._slots = asyncio.Semaphore(STREAMS)
+        """A thread here for all that was asked for: a source that sends never waits for one of ours."""
         self._idle: dict[Address, list[socket.socket]] = {}
 
     def close(self) -> None:
@@ -161,31 +167,81 @@ class BulkReader:
         OSError when the source is out of reach or stops half-way. When cancelled, the view is not
         written to any more by the time this returns.
         """
+        if self._streams > 1:
+            request = _part_of(request, 0)
+        sock, header = await self._open(address, request)
+        try:
+            view = begin(header)
+        except BaseException:
+            self._let_go(sock)
+            raise
+        if view is None or not len(view):
+            if view is None and header.total_size:
+                self._let_go(sock)  # its bytes are on their way
+            else:
+                self._keep(address, sock)
+            return
+        if not request.length or len(view) <= request.length:
+            await self._receive(address, sock, view)
+            return
+        offsets = deque(range(PART_BYTES, len(view), PART_BYTES))
+        streams = min(self._streams - 1, len(offsets))
+        await _together([
+            self._receive(address, sock, view[:PART_BYTES]),
+            *(self._read_parts(address, request, view, offsets) for _ in range(streams))])
+
+    async def _read_parts(self, address: Address, request: raylet_pb2.FetchRequest, view: memoryview,
+                          offsets: deque[int]) -> None:
+        """Read the parts at `offsets`, one after the other, until some stream has begun each."""
+        while offsets:
+            offset = offsets.popleft()
+            sock, header = await self._open(address, _part_of(request, offset))
+            if header.HasField("failure") or header.total_size != len(view):
+                self._let_go(sock)
+                raise ConnectionError(f"the source has changed its mind: {header.failure.message}")
+            await self._receive(address, sock, view[offset : offset + PART_BYTES])
+
+    async def _open(
+        self, address: Address, request: raylet_pb2.FetchRequest
+    ) -> tuple[socket.socket, raylet_pb2.Chunk]:
+        """A stream of what is requested, and its header; it has a slot until `_keep` or `_let_go`."""
+        await self._slots.acquire()
+        try:
+            return await self._open_now(address, request)
+        except BaseException:
+            self._slots.release()
+            raise
+
+    async def _open_now(
+        self, address: Address, request: raylet_pb2.FetchRequest
+    ) -> tuple[socket.socket, raylet_pb2.Chunk]:
         kept = self._idle.get(address)
         if kept:
             sock = kept.pop()
             try:
-                header = await self._ask(sock, request)
-            except (OSError, EOFError):  # the source closed it meanwhile
+                return sock, await self._ask(sock, request)
+            except (OSError, EOFError):
+                sock.close()  # the source closed it meanwhile
+            except BaseException:
                 sock.close()
-                sock = await connect(self._loop, address, self._token)
-                header = await self._ask_fresh(sock, request)
-        else:
-            sock = await connect(self._loop, address, self._token)
-            header = await self._ask_fresh(sock, request)
+                raise
+        sock = await connect(self._loop, address, self._token)
+        return sock, await self._ask_fresh(sock, request)
+
+    async def _receive(self, address: Address, sock: socket.socket, view: memoryview) -> None:
         try:
-            view = begin(header)
-            if view is None and header.total_size:
-                sock.close()
-                return
-            if view is not None and len(view):
-                await _in_thread(self._loop, self._threads, sock, _receive_all, view)
+            await _in_thread(self._loop, self._threads, sock, _receive_all, view)
         except BaseException:
-            sock.close()
+            self._let_go(sock)
             raise
         self._keep(address, sock)
 
+    def _let_go(self, sock: socket.socket) -> None:
+        self._slots.release()
+        sock.close()
+
     def _keep(self, address: Address, sock: socket.socket) -> None:
+        self._slots.release()
         kept = self._idle.setdefault(address, [])
         if len(kept) < KEPT_CONNECTIONS:
             kept.append(sock)
@@ -207,6 +263,22 @@ class BulkReader:
 
 
 # ---- on the loop ----
+
+
+def _part_of(request: raylet_pb2.FetchRequest, offset: int) -> raylet_pb2.FetchRequest:
+    return raylet_pb2.FetchRequest(
+        object_id=request.object_id, reader=request.reader, offset=offset, length=PART_BYTES)
+
+
+async def _together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run all; when one fails, or this is cancelled, the others have ended before it shows."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 async def connect(loop: asyncio.AbstractEventLoop, address: Address, token: str) -> socket.socket:

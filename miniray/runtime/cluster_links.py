@@ -15,11 +15,15 @@ from miniray._proto import raylet_pb2
 from miniray.core.node_effects import ConnectWorkers
 from miniray.runtime import rpc
 from miniray.runtime.bulk import BulkReader, BulkServer, connect_workers
+from miniray.runtime.host import cpu_count
 from miniray.runtime.links import LinkEvents, PeerEvents, PeerLinks, Stream, StreamEnded
 from miniray.runtime.objects import Begin
 from miniray.runtime.raylet import Raylet
 
 log = logging.getLogger(__name__)
+
+MAX_STREAMS = 4
+"""For one object, on a machine that has cores for them."""
 
 FIRST_INCARNATION = 1
 """Node ids are new with every start, so no peer has met an earlier link under this id."""
@@ -40,7 +44,7 @@ class ClusterLinks:
         self.data_port = 0
         self._server: rpc.Server | None = None
         self._bulk: BulkServer | None = None
-        self._reader = BulkReader(token)
+        self._reader = BulkReader(token, streams=max(1, min(MAX_STREAMS, cpu_count() // 2)))
         self._head = rpc.head_link(gcs_address, token, self._node_id, FIRST_INCARNATION, LinkEvents(
             on_message=raylet.head_message, on_reset=lambda incarnation, rest: raylet.head_restarted(rest),
             on_up=self._head_up, on_down=self._head_down))

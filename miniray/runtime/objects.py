@@ -63,7 +63,7 @@ class Objects:
         self._files = SpillFiles(spill_dir)
         self._fetches: dict[bytes, asyncio.Task[None]] = {}
         self._others: set[asyncio.Task[None]] = set()
-        self._serving: dict[bytes, int] = {}
+        self._serving: dict[bytes, dict[bytes, int]] = {}
         self._served: dict[bytes, list[bytes]] = {}
 
     def close(self) -> None:
@@ -205,10 +205,11 @@ class Objects:
     # ---- serving ----
 
     def open_source(self, request: raylet_pb2.FetchRequest) -> Source:
-        """Begin to serve one object; a source of no bytes with a failure when it is not here."""
+        """Begin to serve an object or a part; a source of no bytes with a failure when it is not here."""
         object_id = request.object_id
-        streams = self._serving.get(object_id, 0)
-        if streams >= SERVES_PER_OBJECT and self._served.get(object_id):
+        readers = self._serving.get(object_id, {})
+        busy = len(readers) >= SERVES_PER_OBJECT and request.reader not in readers
+        if busy and self._served.get(object_id):
             return Source(raylet_pb2.Chunk(
                 failure=common.Failure(kind=common.UNAVAILABLE, message="its source is busy"),
                 elsewhere=self._served[object_id]))
@@ -217,23 +218,30 @@ class Objects:
         if buffer is None and location is None:
             return Source(raylet_pb2.Chunk(
                 failure=common.Failure(kind=common.NOT_FOUND, message="the copy is gone")))
-        self._serving[object_id] = streams + 1
+        readers = self._serving.setdefault(object_id, readers)
+        readers[request.reader] = readers.get(request.reader, 0) + 1
         view = memoryview(buffer) if buffer is not None else None
         size = len(view) if view is not None else location.size if location is not None else 0
-        header = raylet_pb2.Chunk(total_size=size)
+        start = min(request.offset, size)
+        header = raylet_pb2.Chunk(total_size=size, offset=start)
         held = self._node.memory.held.get(object_id)
         if held is not None and held.owner != NOBODY:
             header.owner = common.Address(node_id=held.owner[0], worker_id=held.owner[1]).SerializeToString()
-        return Source(header, view, location, lambda complete: self._served_one(request, complete))
+        length = min(request.length or size, size - start)
+        return Source(header, view, location, lambda complete: self._served_one(request, complete), length)
 
     def _served_one(self, request: raylet_pb2.FetchRequest, complete: bool) -> None:
-        object_id = request.object_id
-        if complete and request.reader:
-            copies = self._served.setdefault(object_id, [])
-            copies.append(request.reader)
-            del copies[:-ELSEWHERE_KEPT]
-        self._serving[object_id] -= 1
-        if not self._serving[object_id]:
+        """One stream has ended; the reader has a copy when the last of its streams ended well."""
+        object_id, reader = request.object_id, request.reader
+        readers = self._serving[object_id]
+        readers[reader] -= 1
+        if not readers[reader]:
+            del readers[reader]
+            if complete and reader:
+                copies = self._served.setdefault(object_id, [])
+                copies.append(reader)
+                del copies[:-ELSEWHERE_KEPT]
+        if not readers:
             del self._serving[object_id]
             self._served.pop(object_id, None)
 
@@ -252,7 +260,7 @@ class Objects:
                 chunk.data = bytes(await self._loop.run_in_executor(None, source.piece, at, length))
                 yield chunk
                 at += length
-                chunk = raylet_pb2.Chunk(offset=at)
+                chunk = raylet_pb2.Chunk(offset=source.header.offset + at)
             if not source.size:
                 yield chunk
             complete = True
@@ -261,19 +269,20 @@ class Objects:
 
 
 class Source:
-    """One object that is being read by another node; see `runtime.bulk.Source`."""
+    """One object, or `size` bytes of it, that another node reads; see `runtime.bulk.Source`."""
 
     def __init__(self, header: raylet_pb2.Chunk, view: memoryview | None = None,
                  location: Spilled | None = None,
-                 on_close: Callable[[bool], None] = lambda complete: None) -> None:
+                 on_close: Callable[[bool], None] = lambda complete: None, size: int = 0) -> None:
         self.header = header
-        self.size: int = header.total_size
+        self.size = size
         self._view = view
         self._location = location
         self._on_close = on_close
 
     def piece(self, offset: int, length: int) -> Any:
         """A buffer with these bytes of the segment, or read from the spill file."""
+        offset += self.header.offset
         if self._view is not None:
             return self._view[offset : offset + length]
         assert self._location is not None

@@ -307,6 +307,86 @@ async def test_bulk_without_the_token_gets_nothing(tmp_path: Path) -> None:
     server.close()
 
 
+@pytest.fixture
+async def striped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Place, Wires]]:
+    """A source, and a reader that reads in parts of 64 KiB, three streams at a time."""
+    monkeypatch.setattr(bulk, "PART_BYTES", 64 * 1024)
+    source = Place(tmp_path, b"b", 2 * STORE_BYTES)
+    wires = Wires(Place(tmp_path, b"a"), source, "bulk")
+    wires.client = BulkReader("token", streams=3)
+    yield source, wires
+    wires.close()
+    source.objects.close()
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("size", [0, 1, 64 * 1024, 64 * 1024 + 1, 640 * 1024, 1_000_003])
+async def test_a_large_object_is_read_in_parts_at_once(striped: tuple[Place, Wires], size: int) -> None:
+    source, wires = striped
+    data = os.urandom(size)
+    source.put(1, data)
+    target = bytearray(size)
+    asked: list[tuple[int, int]] = []
+    serve = source.objects.open_source
+
+    def open_source(request: raylet_pb2.FetchRequest) -> Any:
+        asked.append((request.offset, request.length))
+        return serve(request)
+
+    wires.server._open_source = open_source
+    request = raylet_pb2.FetchRequest(object_id=oid(1), reader=b"r" * 28)
+    await wires.client.fetch(
+        ("127.0.0.1", wires.server.port), request,
+        lambda header: memoryview(target) if header.total_size == size else pytest.fail("size"))
+    assert bytes(target) == data
+    assert sorted(asked) == [(at, 64 * 1024) for at in range(0, max(size, 1), 64 * 1024)]
+    await eventually(lambda: not source.objects._serving)
+    assert wires.client._slots._value == bulk.STREAMS, "every slot was given back"
+
+
+async def test_a_part_that_fails_fails_the_whole(
+    striped: tuple[Place, Wires]
+) -> None:
+    source, wires = striped
+    source.put(1, os.urandom(MIB))
+    target = bytearray(MIB)
+    serve = source.objects.open_source
+
+    def open_source(request: raylet_pb2.FetchRequest) -> Any:
+        if request.offset >= 5 * 64 * 1024:
+            request.object_id = oid(2)      # as if it had been deleted meanwhile
+        return serve(request)
+
+    wires.server._open_source = open_source
+    with pytest.raises(ConnectionError, match="changed its mind"):
+        await wires.client.fetch(
+            ("127.0.0.1", wires.server.port), raylet_pb2.FetchRequest(object_id=oid(1), reader=b"r" * 28),
+            lambda header: memoryview(target))
+    assert wires.client._slots._value == bulk.STREAMS, "every stream has let go"
+    await eventually(lambda: not source.objects._serving)
+
+
+async def test_the_streams_of_one_reader_count_as_one_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "SERVES_PER_OBJECT", 1)
+    place = Place(tmp_path, b"s")
+    place.put(1, b"x" * MIB)
+
+    def read(reader: bytes, offset: int) -> Any:
+        return place.objects.open_source(raylet_pb2.FetchRequest(
+            object_id=oid(1), reader=reader * 28, offset=offset, length=MIB // 2))
+
+    streams = [read(b"1", 0), read(b"1", MIB // 2)]
+    assert [stream.size for stream in streams] == [MIB // 2, MIB // 2]
+    streams[0].close(True)
+    assert read(b"2", 0).size, "nobody has a whole copy yet"
+    streams[1].close(True)
+    refused = read(b"3", 0)
+    assert refused.header.failure.kind == common.UNAVAILABLE
+    assert list(refused.header.elsewhere) == [b"1" * 28]
+
+
 async def test_a_connection_for_two_workers_passes_the_same_door(tmp_path: Path) -> None:
     source = Place(tmp_path, b"s")
     came: list[tuple[Any, int]] = []
