@@ -385,8 +385,8 @@ def restore_handle(actor_id: bytes, packed: bytes, token: ObjectRef[Any] | None 
 def exit_actor() -> NoReturn:
     """End the current actor on purpose, from inside one of its methods.
 
-    The caller of that method, and calls not yet started, get an ActorDiedError. `atexit`
-    handlers run. TypeError outside of an actor.
+    The caller of that method, and calls not yet started, get an ActorDiedError. The actor's
+    `__ray_shutdown__` and `atexit` handlers run. TypeError outside of an actor.
     """
     from miniray.runtime import worker as library
 
@@ -397,9 +397,10 @@ def exit_actor() -> NoReturn:
             "exit_actor API is called on a non-actor worker. Call this API inside an actor's methods "
             "if you'd like to exit the actor gracefully."
         )
-    from miniray.runtime.task_context import ExitActor
+    from miniray.runtime import actor_exit
 
-    raise ExitActor
+    assert current is not None
+    actor_exit.request(current.executor)
 
 
 __all__ = [

@@ -201,9 +201,9 @@ class ActorMethod:
         this caller wait.
         """
         info = self._info
-        info.signature.check(args, kwargs)
         if info.decorator is not None:
             return info.decorator(self._submit)(args, kwargs)
+        info.signature.check(args, kwargs)
         actor = self._actor
         worker = actor._ray_worker
         if worker.closing:
@@ -211,6 +211,7 @@ class ActorMethod:
         return worker.submit_actor_task(actor._ray_client, info, args, kwargs)
 
     def _submit(self, args: Any, kwargs: Any) -> Any:
+        self._info.signature.check(tuple(args), kwargs)
         actor = self._actor
         return actor._ray_rejoin().submit_actor_task(actor._ray_client, self._info, tuple(args), kwargs)
 

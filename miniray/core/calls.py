@@ -37,7 +37,8 @@ class ActorClient:
     """One actor as this process sees it.
 
     `handles` is False, at the creator, once no process has one; `owned` is True at the creator.
-    `failure` is the cause once it is DEAD; `spec` whatever the shell wants to keep.
+    `failure` is the cause once it is DEAD, or known to be RESTARTING; `spec` whatever the shell wants
+    to keep.
     """
 
     __slots__ = (
@@ -142,6 +143,7 @@ class ActorCalls:
         else:
             client.state = state
             if state == RESTARTING:
+                client.failure = failure
                 lost = self._detach(client)
         return lost
 
@@ -149,6 +151,7 @@ class ActorCalls:
         """The actor's process died: nothing more is sent; the GCS will say what becomes of it."""
         if client.state == ALIVE:
             client.state = RESTARTING
+            client.failure = None
 
     def _detach(self, client: ActorClient, retry: bool = True) -> list[TaskRecord]:
         """Leave the old process: calls that may be retried go back to the queue's head."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import ids, why
-from .calls import DEAD, ActorCalls, ActorClient
+from .calls import DEAD, RESTARTING, ActorCalls, ActorClient
 from .contract import Stories
 from .directory import (
     FAILED,
@@ -101,7 +101,8 @@ class Owner:
             self._await_dependencies(record)
         client = record.client
         if client is not None:
-            if client.state == DEAD:
+            restarting = client.state == RESTARTING and client.failure is not None
+            if client.state == DEAD or (restarting and record.retries_left == 0):
                 self.failed(now, record, client.failure)
             elif record.error is not None:
                 self.failed(now, record, record.error)

@@ -40,8 +40,15 @@ STATES = {
 NOTHING = pickle.dumps(None, 5)
 
 
-_DEATHS = (pb.ERROR_NONE, pb.WORKER_DIED, pb.NODE_DIED, pb.OUT_OF_MEMORY, pb.USER_ERROR, pb.OWNER_DIED)
-"""Causes of an actor's death that its callers see as ActorDiedError."""
+_DEATHS: dict[Any, str] = {
+    pb.ERROR_NONE: "",
+    pb.WORKER_DIED: "The actor is dead because its worker process has died:",
+    pb.NODE_DIED: "The actor died because its node has died.",
+    pb.OWNER_DIED: "The actor is dead because its owner has died:",
+    pb.OUT_OF_MEMORY: "",
+    pb.USER_ERROR: "",
+}
+"""Causes of an actor's death that its callers see as ActorDiedError, and how they are told."""
 
 
 class Creation:
@@ -260,6 +267,7 @@ class Actors:
         failure = pb.Failure()
         failure.CopyFrom(info.death)
         if failure.kind in _DEATHS:
+            failure.message = f"{_DEATHS[failure.kind]} {failure.message}".strip()
             failure.kind = pb.ACTOR_DIED
         if state == "RESTARTING":
             failure = pb.Failure(

@@ -18,11 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from miniray._proto import common_pb2 as pb
-from miniray._proto import worker_pb2 as wire
 from miniray.core.directory import ObjectEntry
 from miniray.core.owner import Result
-from miniray.runtime import cancellation, frames, streams, values
-from miniray.runtime.executor import Executor, exited
+from miniray.runtime import actor_exit, cancellation, frames, streams, values
+from miniray.runtime.executor import Executor
 from miniray.runtime.task_context import CURRENT, ExitActor, Function, TaskContext
 
 if TYPE_CHECKING:
@@ -63,8 +62,11 @@ class ThreadedActor:
         self._queued: dict[tuple[Any, int], Any] = {}
         self._running: dict[tuple[Any, int], _Call] = {}
 
-    def start(self) -> None:
-        """The constructor has run: calls may. Threads start as calls come."""
+    def construct(
+        self, cls: Any, context: TaskContext, restored: list[Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run the constructor on this thread."""
+        return cls(*args, **kwargs)
 
     def submit(self, peer: Peer, frame: bytes) -> None:
         """A call came in. Under the worker's lock."""
@@ -97,6 +99,7 @@ class ThreadedActor:
         held: list[ObjectEntry] = []
         restored = values.begin_restoring()
         function = None
+        leaving = False
         try:
             function = executor.function(call.peer, call.number)
             call.context.name = function.name
@@ -109,10 +112,8 @@ class ThreadedActor:
             )
             del value
         except ExitActor:
-            executor._exit = wire.Exit(graceful=True, reason="exit_actor() was called")
-            results = [executor._failure(exited())] * max(1, call.returns)
-            executor.work.notify(None)
-            executor.worker.pump.wake()
+            results = [executor._failure(actor_exit.error())] * max(1, call.returns)
+            leaving = True
         except BaseException as error:
             results = [executor.failure(error, function)] * max(1, call.returns)
             del error
@@ -121,6 +122,8 @@ class ThreadedActor:
             CURRENT.reset(token)
             values.end_restoring(restored)
         finish(executor, call, results, held, restored, started)
+        if leaving:
+            actor_exit.close(executor)
 
 
 def _each(items: list[Any]) -> Any:
@@ -146,16 +149,27 @@ class AsyncActor:
     def __init__(self, executor: Executor, spec: pb.ActorSpec) -> None:
         self._executor = executor
         self._groups = {"": _Loop(executor, "actor-loop", spec.max_concurrency or ASYNC_CONCURRENCY)}
-        # The constructor, on this thread, sees the loop that the actor's calls will run on.
-        asyncio.set_event_loop(self._groups[""].loop)
         for group, width in spec.concurrency_groups.items():
             self._groups[group] = _Loop(executor, f"actor-loop-{group}", width)
         self._grouped = len(self._groups) > 1
 
-    def start(self) -> None:
-        """The constructor has run: calls may."""
+    def construct(
+        self, cls: Any, context: TaskContext, restored: list[Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Run the constructor on the default group's loop, where the calls will run."""
         for loop in self._groups.values():
             loop.start()
+
+        async def make() -> Any:
+            CURRENT.set(context)
+            found = values.begin_restoring()
+            try:
+                return cls(*args, **kwargs)
+            finally:
+                restored.extend(found)
+                values.end_restoring(found)
+
+        return asyncio.run_coroutine_threadsafe(make(), self._groups[""].loop).result()
 
     def submit(self, peer: Peer, frame: bytes) -> None:
         """A call came in. Under the worker's lock."""
@@ -223,6 +237,7 @@ class _Loop:
         held: list[ObjectEntry] = []
         restored: list[ObjectEntry] = []
         function = None
+        leaving = False
         CURRENT.set(call.context)
         try:
             function = executor.function(call.peer, call.number)
@@ -249,14 +264,14 @@ class _Loop:
         except asyncio.CancelledError:
             results = [executor.cancelled(call.context.task_id)] * max(1, call.returns)
         except ExitActor:
-            executor._exit = wire.Exit(graceful=True, reason="exit_actor() was called")
-            results = [executor._failure(exited())] * max(1, call.returns)
-            executor.work.notify(None)
-            executor.worker.pump.wake()
+            results = [executor._failure(actor_exit.error())] * max(1, call.returns)
+            leaving = True
         except BaseException as error:
             results = [executor.failure(error, function)] * max(1, call.returns)
             del error
         finish(executor, call, results, held, restored, started)
+        if leaving:
+            actor_exit.close(executor)
 
     async def _stream(self, items: Any, call: _Call, function: Function) -> list[Result]:
         """An async generator: each item leaves as it is yielded."""

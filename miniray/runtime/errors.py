@@ -200,9 +200,10 @@ def _actor_died(failure: Failure, actor_id: bytes | None, task_name: str) -> Exc
             return exceptions.ActorDiedError(cause)
         if isinstance(cause, exceptions.RayError):
             return cause
+    details = _details(failure)
     death = exceptions.ActorDeath(
         actor_id=actor_id.hex() if actor_id else "",
-        message=_details(failure),
+        message=f"The{details[3:]}" if details.startswith("the ") else details,
         class_name=task_name.partition(".")[0],
         pid=failure.pid,
     )

@@ -13,7 +13,7 @@ not lose its result.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
 import pickle
 import signal
@@ -30,9 +30,10 @@ from miniray._proto import worker_pb2 as wire
 from miniray.core import ids
 from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
 from miniray.core.owner import Result
-from miniray.exceptions import ActorDiedError, RayTaskError, RuntimeEnvSetupError, TaskCancelledError
+from miniray.exceptions import RayTaskError, RuntimeEnvSetupError, TaskCancelledError
 from miniray.ids import TaskID
 from miniray.runtime import (
+    actor_exit,
     aliases,
     arguments,
     cancellation,
@@ -245,7 +246,7 @@ class Executor:
             if self._quiet:
                 self.tell()
             if self._exit is not None:
-                run_exit_handlers()
+                actor_exit.run_handlers(self.actor)
                 self.leave(self._exit.reason or "told to exit")
             with worker.lock:
                 if queue or self._start is not None or self._exit is not None:
@@ -285,8 +286,8 @@ class Executor:
             self._send_back(peer, call, held, restored)
             return
         except ExitActor:
-            results = [self._failure(exited())] * max(1, returns)
-            self._exit = wire.Exit(graceful=True, reason="exit_actor() was called")
+            results = [self._failure(actor_exit.error())] * max(1, returns)
+            actor_exit.close(self)
         except SystemExit as error:
             self._system_exit(error)
         except BaseException as error:
@@ -526,9 +527,12 @@ class Executor:
             owner = self.worker.peers.of((spec.owner.node_id, spec.owner.worker_id))
             args, kwargs = self.decode(owner, push, flags, held)
             calls = self._concurrent_calls(spec)
-            self.actor = cls(*args, **kwargs)
+            construct = cls if calls is None else functools.partial(calls.construct, cls, context, restored)
+            self.actor = construct(*args, **kwargs)
             del args, kwargs
             output.is_actor(self.actor_repr() or spec.class_name)
+        except ExitActor:
+            failure = pb.Failure(kind=pb.ACTOR_DIED, message=f"{actor_exit.REASON} in its constructor")
         except BaseException as error:
             task = self._task_error(error, f"{spec.class_name}.__init__")
             failure = pb.Failure(
@@ -541,9 +545,8 @@ class Executor:
         self._unpin(held)
         self.settle_references(NOBODY, restored)    # the creator, too, lets go of the arguments now
         if failure is None and calls is not None:
-            calls.start()
             with self.worker.lock:
-                self.concurrency = calls
+                self.concurrency = self.concurrency or calls
                 while self.queue:
                     calls.submit(*self.queue.popleft())
         ready = wire.ActorReady(actor_id=spec.actor_id, attempt=start.attempt)
@@ -551,6 +554,8 @@ class Executor:
             ready.failure.CopyFrom(failure)
         self.worker.raylet.send(wire.ToRaylet(actor_ready=ready))
         if failure is not None:
+            if failure.kind == pb.ACTOR_DIED:
+                actor_exit.run_handlers(None)
             self.leave("the actor's constructor failed")
 
     def _concurrent_calls(self, spec: pb.ActorSpec) -> Any:
@@ -584,19 +589,6 @@ class Executor:
             self.worker.raylet.send(wire.ToRaylet(exiting=wire.Exiting(reason=reason, intended=True)))
         finally:
             os._exit(0)
-
-
-def run_exit_handlers() -> None:
-    """What user code has registered with `atexit`; their errors are printed and change nothing."""
-    import atexit
-
-    with contextlib.suppress(BaseException):
-        atexit._run_exitfuncs()
-
-
-def exited() -> ActorDiedError:
-    """The error of the call in which an actor left on purpose."""
-    return ActorDiedError("The actor is dead: exit_actor() was called.")
 
 
 def run_worker(spec: dict[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -169,37 +171,115 @@ def test_what_a_task_has_put_outlives_an_actor_started_later():
     assert get(inner).sum() == 300_000
 
 
-@pytest.mark.parametrize("how", ["exit_actor", "__ray_terminate__"])
-def test_exit_handlers_run_when_an_actor_ends_on_purpose(tmp_path, wait_until, how):
-    @ray.remote(num_cpus=0)
-    class Tidy:
-        def __init__(self, mark):
-            import atexit
+class Tidy:
+    """Leaves a file for each handler that runs at its end."""
 
-            atexit.register(mark.touch)
+    def __init__(self, marks, leave=False):
+        import atexit
 
-        def exit_actor(self):
+        self.marks = marks
+        atexit.register((marks / "atexit").touch)
+        if leave:
             ray.actor.exit_actor()
 
-    mark = tmp_path / "mark"
-    tidy = Tidy.remote(mark)
-    with pytest.raises(ray.exceptions.ActorDiedError):
-        get(getattr(tidy, how).remote())
-    wait_until(mark.exists)
+    def __ray_shutdown__(self):
+        assert not (self.marks / "atexit").exists()
+        (self.marks / "shutdown").touch()
+        raise LookupError("printed, and no more")
+
+    def exit_actor(self):
+        time.sleep(0.2)     # for calls to queue up
+        ray.actor.exit_actor()
+
+    def write(self):
+        (self.marks / "written").touch()
+
+
+class AsyncTidy(Tidy):
+    """The same on an event loop, which the constructor can use as well."""
+
+    def __init__(self, marks, leave=False):
+        super().__init__(marks)
+        if leave:
+            import asyncio
+
+            self.task = asyncio.create_task(self.exit_actor())
+
+    async def exit_actor(self):
+        ray.actor.exit_actor()
+
+
+@pytest.mark.parametrize("how", ["exit_actor", "__ray_terminate__", "del"])
+def test_handlers_run_when_an_actor_ends_on_purpose(tmp_path, wait_until, how):
+    tidy = ray.remote(num_cpus=0)(Tidy).remote(tmp_path)
+    get(tidy.__ray_ready__.remote())
+    if how == "del":
+        del tidy
+    else:
+        with pytest.raises(ray.exceptions.ActorDiedError):
+            get(getattr(tidy, how).remote())
+    wait_until((tmp_path / "atexit").exists, timeout_s=30)
+    assert (tmp_path / "shutdown").exists()
+
+
+def test_handlers_do_not_run_when_an_actor_is_killed(tmp_path):
+    tidy = ray.remote(num_cpus=0)(Tidy).remote(tmp_path)
+    get(tidy.__ray_ready__.remote())
+    ray.kill(tidy)
+    with pytest.raises(ray.exceptions.ActorDiedError, match=r"it was killed by `ray\.kill`"):
+        get(tidy.write.remote())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [Tidy, AsyncTidy])
+def test_an_actor_may_leave_in_its_constructor_or_a_task_of_its_own(tmp_path, wait_until, kind):
+    actor = ray.remote(num_cpus=0)(kind).remote(tmp_path, leave=True)
+    wait_until((tmp_path / "atexit").exists, timeout_s=30)
+    with pytest.raises(ray.exceptions.ActorDiedError, match="exit_actor"):
+        get(actor.write.remote())
+
+
+def test_calls_behind_exit_actor_do_not_run(tmp_path):
+    actor = ray.remote(num_cpus=0, max_restarts=1)(Tidy).remote(tmp_path)
+    leaving = actor.exit_actor.remote()
+    behind = [actor.write.remote() for _ in range(20)]
+    for ref in (leaving, *behind):
+        with pytest.raises(ray.exceptions.ActorDiedError, match="exit_actor"):
+            get(ref)
+    assert not (tmp_path / "written").exists()
+
+
+def test_a_call_without_retries_does_not_wait_for_a_restart(tmp_path, wait_until):
+    @ray.remote(num_cpus=0, max_restarts=1)
+    class Slow:
+        def __init__(self, go_on):
+            while ray.get_runtime_context().was_current_actor_reconstructed and not go_on.exists():
+                time.sleep(0.01)
+
+        def ping(self):
+            return "pong"
+
+    go_on = tmp_path / "go on"
+    slow = Slow.remote(go_on)
+    assert get(slow.ping.remote()) == "pong"
+    ray.kill(slow, no_restart=False)
+    wait_until(lambda: slow._get_local_state() == "RESTARTING", timeout_s=30)
+    with pytest.raises(ray.exceptions.ActorUnavailableError, match="restarting"):
+        get(slow.ping.remote())
+    go_on.touch()
+    assert get(slow.ping.options(max_task_retries=-1).remote()) == "pong"
 
 
 # ---- asyncio actors
 
 
 def test_groups_of_an_asyncio_actor_do_not_hold_each_other_up(tmp_path):
-    import time
-
     @ray.remote(num_cpus=0, concurrency_groups={"slow": 1})
     class Mixed:
         def __init__(self):
             import asyncio
 
-            self.loop = asyncio.get_event_loop()
+            self.loop = asyncio.get_running_loop()
 
         @ray.method(concurrency_group="slow")
         async def block(self, mark):
