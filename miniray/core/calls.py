@@ -141,10 +141,14 @@ class ActorCalls:
             lost += client.queue
             client.queue = deque()
         else:
+            has_lived = client.state in (ALIVE, RESTARTING)
             client.state = state
             if state == RESTARTING:
                 client.failure = failure
-                lost = self._detach(client)
+                if has_lived:   # calls made since it died: they wait only if they may be retried
+                    lost = [record for record in client.queue if record.retries_left == 0]
+                    client.queue = deque(record for record in client.queue if record.retries_left)
+                lost = self._detach(client) + lost
         return lost
 
     def remote_gone(self, client: ActorClient) -> None:

@@ -33,14 +33,16 @@ class Closed:
         """Nothing that could be cancelled is left."""
 
 
-def request(executor: Executor) -> NoReturn:
-    """`exit_actor()` in user code: what runs in this call ends here.
+def request(executor: Any) -> NoReturn:
+    """`exit_actor()` in user code: what runs in this call ends here."""
+    executor.leave_soon()
+    raise ExitActor
 
-    On an event loop the caller may be a task of the user's own, where nobody sees what is raised.
-    """
+
+def leave_soon(executor: Executor) -> None:
+    """On an event loop the caller may be a task of the user's own, where nobody sees what is raised."""
     with contextlib.suppress(RuntimeError):
         asyncio.get_running_loop().call_soon(close, executor)
-    raise ExitActor
 
 
 def close(executor: Executor) -> None:

@@ -568,6 +568,10 @@ class Executor:
 
     # ---- ends
 
+    def leave_soon(self) -> None:
+        """The actor has called `exit_actor()`, and is about to raise."""
+        actor_exit.leave_soon(self)
+
     def stop(self) -> None:
         """The worker library shuts down."""
         self.stopping = True

@@ -31,10 +31,9 @@ from miniray.core.owner import Result
 from miniray.core.tasks import DYNAMIC, MethodTemplate, TaskTemplate
 from miniray.exceptions import ActorDiedError, RayTaskError, TaskCancelledError
 from miniray.ids import ObjectRef, TaskID
-from miniray.runtime import local_objects, values
+from miniray.runtime import actor_exit, local_objects, values
 from miniray.runtime.definitions import scheduling_class
 from miniray.runtime.errors import dependency_error, pack_exception, task_error
-from miniray.runtime.executor import exited
 from miniray.runtime.local_mode_actors import Call, LocalActor, LocalActors
 from miniray.runtime.packed import Serialized
 from miniray.runtime.task_context import CURRENT, NO_LEASE, Assignment, ExitActor, TaskContext, bound_method
@@ -52,6 +51,9 @@ class LocalExecutor:
     """What the library asks of an executor, where calls run on their callers' threads."""
 
     attempt = 0
+
+    def leave_soon(self) -> None:
+        """`exit_actor()` was called: what it raises ends the actor."""
 
     def __init__(self, worker: LocalWorker) -> None:
         self._worker = worker
@@ -264,8 +266,8 @@ class LocalWorker(CoreWorker):
                 return self._references(call, self._outcomes(call, value))
             except ExitActor:
                 assert call.actor is not None
-                call.actor.end(exited())
-                return self._failed(call, exited())
+                call.actor.end(actor_exit.error())
+                return self._failed(call, actor_exit.error())
             except KeyboardInterrupt:
                 raise   # Ctrl-C is the user's, in one process
             except BaseException as error:
@@ -357,8 +359,8 @@ class LocalWorker(CoreWorker):
             cancelled = pack_exception(TaskCancelledError(TaskID(call.context.task_id)))
             outcomes = [cancelled] * len(entries)
         except ExitActor:
-            outcomes = [pack_exception(exited())] * len(entries)
-            actor.death = exited()
+            outcomes = [pack_exception(actor_exit.error())] * len(entries)
+            actor.death = actor_exit.error()
         except BaseException as error:
             outcomes = [self.failure(call, error)] * len(entries)
         for entry, outcome in zip(entries, outcomes):

@@ -123,13 +123,27 @@ def test_a_restart_fails_calls_in_flight_that_may_not_be_retried() -> None:
     assert rig.value("sent") == ("error", "restarting")
 
 
+def test_while_an_actor_restarts_only_calls_that_may_be_retried_wait() -> None:
+    rig = alive_actor()
+    rig.dies(W1)
+    rig.submit("early", actor="a", retries=0)
+    rig.submit("patient", actor="a", retries=1)
+    assert rig.effects() == [], "the GCS has not said what becomes of the actor"
+    rig.news("a", RESTARTING, restarts=1, cause="restarting")
+    rig.submit("late", actor="a", retries=0)
+    assert rig.value("early") == rig.value("late") == ("error", "restarting")
+    rig.effects()
+    rig.news("a", ALIVE, W2, restarts=1)
+    assert rig.effects() == ["push patient to w2"]
+
+
 def test_a_restart_sends_retriable_calls_again_first_and_in_order() -> None:
     rig = alive_actor()
     rig.submit("one", actor="a", retries=1)
     rig.submit("fatal", actor="a", retries=0)
     rig.submit("two", actor="a", retries=1)
     rig.dies(W1)
-    rig.submit("three", actor="a")
+    rig.submit("three", actor="a", retries=1)
     rig.effects()
     rig.news("a", RESTARTING, restarts=1, cause="restarting")
     rig.news("a", ALIVE, W2, restarts=1)
