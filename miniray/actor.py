@@ -232,7 +232,12 @@ class ActorClass(Generic[T]):
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of the user's class: constants, static methods."""
-        if name in ("__ray_metadata__", "__mro_entries__"):
+        pickled = self.__dict__.get("_pickled")
+        if pickled is not None and (name == "__ray_metadata__" or not name.startswith("__")):
+            del self._pickled
+            self._set_up(ActorClassMetadata(pickled[0]), pickled[1])
+            return getattr(self, name)
+        if pickled is not None or name in ("__ray_metadata__", "__mro_entries__"):
             raise AttributeError(name)
         return getattr(self.__ray_metadata__.modified_class, name)
 
@@ -244,7 +249,7 @@ class ActorClass(Generic[T]):
         return _blank, (), (self.__ray_metadata__.modified_class, self._default_options)
 
     def __setstate__(self, state: tuple[type, dict[str, Any]]) -> None:
-        self._set_up(ActorClassMetadata(state[0]), state[1])
+        self._pickled = state   # looked at when first used: a class that names itself is not whole yet
 
 
 def _blank() -> ActorClass[Any]:

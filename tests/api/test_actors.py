@@ -314,3 +314,18 @@ def test_actors_start_actors():
             return ray.get(self.child.add.remote())
 
     assert get(Parent.remote().ask.remote()) == 8
+
+
+def test_a_class_may_make_actors_of_its_own_kind():
+    @ray.remote(num_cpus=0)
+    class Parent:
+        def child(self):
+            self.kept = Parent.remote()
+            return self.kept
+
+        def name(self):
+            return "child of its own kind"
+
+    parent = Parent.remote()
+    child = ray.get(parent.child.remote(), timeout=30)
+    assert ray.get(child.name.remote(), timeout=30) == "child of its own kind"
