@@ -72,8 +72,8 @@ class ObjectRefGenerator:
         return self._done
 
     def next_ready(self) -> bool:
-        """True when the next reference, or the end, would come without waiting."""
-        return not self._stream.when_more(lambda: None)
+        """True when the next reference would come without waiting; False when there is none."""
+        return not self._stream.finished and not self._stream.when_more(lambda: None)
 
     def is_finished(self) -> bool:
         """True when the task has ended and every reference was taken."""

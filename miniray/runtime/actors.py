@@ -272,7 +272,7 @@ class Actors:
         if state == "RESTARTING":
             failure = pb.Failure(
                 kind=pb.UNAVAILABLE,
-                message=f"actor {info.spec.class_name} is restarting: {info.death.message}",
+                message=f"The actor is restarting ({info.spec.class_name}): {info.death.message}",
             )
         self._news(info.spec.actor_id, state, address, info.restarts, failure)
 

@@ -264,7 +264,7 @@ def test_a_call_without_retries_does_not_wait_for_a_restart(tmp_path, wait_until
     assert get(slow.ping.remote()) == "pong"
     ray.kill(slow, no_restart=False)
     wait_until(lambda: slow._get_local_state() == "RESTARTING", timeout_s=30)
-    with pytest.raises(ray.exceptions.ActorUnavailableError, match="restarting"):
+    with pytest.raises(ray.exceptions.ActorUnavailableError, match="The actor is restarting"):
         get(slow.ping.remote())
     go_on.touch()
     assert get(slow.ping.options(max_task_retries=-1).remote()) == "pong"

@@ -112,6 +112,15 @@ def test_a_fixed_generator_that_raises_is_retried_where_that_is_asked_for(tmp_pa
     assert get(once_broken.remote(tmp_path / "mark")) == [1, 2]
 
 
+def test_a_stream_that_was_taken_to_its_end_has_nothing_ready(spell):
+    items = spell.remote(1)
+    assert get(next(items)) == "a"
+    ray.get(items.completed(), timeout=30)
+    with pytest.raises(StopIteration):
+        next(items)
+    assert items.is_finished() and not items.next_ready()
+
+
 # ---- back-pressure
 
 
