@@ -114,9 +114,12 @@ def _actor(head: Head, key: bytes) -> gcs.Explanation | None:
         found.chain.extend(_end_of_node(head, info.death.node_id or info.address.node_id))
     else:
         again = info.state == pb.RESTARTING
-        found.sentence = f"{title} is {'restarting' if again else 'not placed yet'}"
+        found.sentence = f"{title} is {'restarting' if again else 'not alive yet'}"
         if info.pending_reason:
             found.chain.append(info.pending_reason)
+        if record.node_id:
+            where = _place(head, pb.Address(node_id=record.node_id))
+            found.chain.append(f"it is being created on {where}: its process starts, or its constructor runs")
         found.chain.extend(_group_behind(head, spec.creation_class.strategy))
         if again:
             limit = "any number of" if spec.max_restarts < 0 else str(spec.max_restarts)

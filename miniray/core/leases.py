@@ -56,6 +56,8 @@ class Grant:
     announced: bool = False
     """Its holder knows of the worker, or the actor's worker of the actor."""
     revoked: bool = False
+    told: bool = False
+    """Its holder knows that it waits for a process."""
     keeps: bool = False
     """An actor's, for as long as it lives: it lends nothing while it waits."""
 
@@ -84,6 +86,8 @@ class Leases:
     next_grant: int = 1
     shares: Shares = field(default_factory=Shares)
     reasons_at: float | None = None
+    starting_at: float | None = None
+    """When the holders of leases that wait for a process are told so."""
     balance_at: float | None = None
 
     # ---- requests ----
@@ -151,6 +155,8 @@ class Leases:
         worker = self.pool.acquire(now, grant.worker_key, grant.grant_id)
         if worker is not None:
             self.worker_found(now, grant.grant_id, worker)
+        elif self.starting_at is None and not grant.actor_id:
+            self.starting_at = now + REASON_EVERY_S
 
     def worker_found(self, now: float, grant_id: int, worker: Worker) -> None:
         """The pool gives `worker` to a grant."""
@@ -291,13 +297,13 @@ class Leases:
 
     def next_deadline(self) -> float | None:
         """When reasons are reported or shares are balanced."""
-        if not self.requests.queues:
-            return None
-        times = [at for at in (self.reasons_at, self.balance_at) if at is not None]
-        return min(times, default=None)
+        times = [self.reasons_at, self.balance_at] if self.requests.queues else []
+        return min((at for at in (*times, self.starting_at) if at is not None), default=None)
 
     def tick(self, now: float) -> None:
         """Report reasons and ask leases back for those below their share."""
+        if self.starting_at is not None and self.starting_at <= now:
+            self._report_starting(now)
         if not self.requests.queues:
             self.reasons_at = self.balance_at = None
             self.shares.nobody_waits()
@@ -319,6 +325,18 @@ class Leases:
             if victim is not None:
                 victim.revoked = True
                 self._revoke(victim)
+
+    def _report_starting(self, now: float) -> None:
+        """Those whose leases have their resources but no process yet learn why they wait."""
+        late = [grant for grant in self.grants.values() if not grant.worker_id and not grant.actor_id]
+        self.starting_at = now + REASON_EVERY_S if late else None
+        for grant in late:
+            if now - grant.since >= REASON_EVERY_S and not grant.told:
+                grant.told = True
+                env = ", in its runtime_env," if grant.cls.runtime_env else ""
+                self.requests.answer(worker_pb2.LeaseReply(
+                    request_id=grant.key[1], requester=self._holder(grant),
+                    pending_reason=f"a worker process{env} is starting on node {self.node_id.hex()[:8]}"))
 
     def _revoke(self, grant: Grant) -> None:
         message = worker_pb2.LeaseRevoked(

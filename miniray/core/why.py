@@ -65,7 +65,7 @@ def task_links(owner: Owner, record: TaskRecord, now: float | None = None) -> li
             return [f"{name} is next on worker {_short(record.remote.address)}{since}",
                     f"behind {_count(ahead, 'task')} of this process"]
         return [f"{name} runs, or is next, on worker {_short(record.remote.address)} "
-                f"of node {record.remote.address[0].hex()[:12]}{since}"]
+                f"of node {record.remote.address[0].hex()[:12]}{since}", *_pulled(record)]
     lane: Lane = record.lane
     links = [f"{name} waits for a worker"]
     if lane.reason:
@@ -89,6 +89,14 @@ def _call_links(client: ActorClient, record: TaskRecord, name: str, since: str) 
     missing = next((one for one in head.dependencies or () if not one.ready), None)
     links = [f"{name} waits for an earlier call of this process, {head.label}"]
     return [*links, f"that waits for argument {missing.id.hex()}"] if missing is not None else links
+
+
+def _pulled(record: TaskRecord) -> list[str]:
+    """Arguments that are in other nodes' stores, as far as their owner has heard."""
+    node = record.remote.address[0]
+    return [f"its argument {one.id.hex()}, {one.size} bytes, is pulled there from node "
+            f"{one.locations[0].hex()[:12]}"
+            for one in record.dependencies or () if one.state == STORED and node not in one.locations]
 
 
 def _ahead(record: TaskRecord) -> int:

@@ -32,7 +32,16 @@ def test_an_actor_without_room_says_what_is_missing() -> None:
     spec = made.spec(needs={"GPU": 1})
     made.register(spec)
     text = told(made, spec.actor_id)
-    assert text.startswith("actor Klass (") and "is not placed yet < " in text and "'GPU' (asked 1)" in text
+    assert text.startswith("actor Klass (") and "is not alive yet < " in text and "'GPU' (asked 1)" in text
+
+
+def test_an_actor_whose_constructor_runs_says_where() -> None:
+    made = world()
+    spec = made.spec()
+    made.register(spec)
+    assert made.one(1, "create_actor")
+    text = told(made, spec.actor_id)
+    assert "is not alive yet < it is being created on node node-1" in text
 
 
 def test_an_actor_in_a_group_that_waits_has_the_groups_reason_behind_it() -> None:

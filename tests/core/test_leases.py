@@ -282,6 +282,21 @@ def test_a_task_bound_to_a_dead_node_is_refused_by_name() -> None:
     assert failures[0].kind == common.INFEASIBLE and "not alive" in failures[0].message
 
 
+def test_a_lease_that_waits_for_a_process_says_so_once() -> None:
+    rig = Rig(CPU=1)
+    driver = rig.driver()
+    rig.ask(driver, scheduling_class(env="{}"))
+    rig.advance(0.4)
+    assert not rig.messages(driver, "lease_reply"), "not worth a word yet"
+    rig.advance(2.0)
+    (reply,) = rig.messages(driver, "lease_reply")
+    assert "a worker process, in its runtime_env, is starting on node 6e6e6e6e" in reply.pending_reason
+    rig.boot_all()
+    assert len(rig.grants(driver)) == 1
+    rig.advance(1.0)
+    assert rig.node.leases.next_deadline() is None, "nobody waits: nothing is looked at any more"
+
+
 # ---- shares ----
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from owner_rig import ME, W1, W2, Rig, failed, stored
+from owner_rig import ME, W1, W2, W3, Rig, failed, stored
 
 from miniray.core import ids, why
 
@@ -53,6 +53,16 @@ def test_a_task_that_runs_says_where_and_since_when() -> None:
     assert only == f"task a runs, or is next, on worker {place} of node {W1[0].hex()[:12]} since 3.0 s"
     assert links(rig, "b") == [
         f"task b is next on worker {place} since 3.0 s", "behind 1 task of this process"]
+
+
+def test_a_task_whose_argument_is_elsewhere_says_what_is_pulled() -> None:
+    rig = Rig()
+    rig.put("x", node=W3[0])
+    rig.submit("a", "x")
+    rig.grant(1, W1)
+    pulled = links(rig, "a")[1]
+    assert pulled == (
+        f"its argument {rig.entries['x'].id.hex()}, 1000 bytes, is pulled there from node {W3[0].hex()[:12]}")
 
 
 def test_calls_say_what_becomes_of_their_actor_and_what_is_before_them() -> None:

@@ -49,7 +49,7 @@ def test_what_is_pending_names_what_it_waits_for(ray: Any) -> None:
     impossible = wants_gpus.remote()
     says(impossible, "task wants_gpus waits for a worker", "'GPU' (asked 4)")
     actor = WantsGpu.remote()
-    says(actor, "actor WantsGpu", "is not placed yet", "'GPU' (asked 1)", "registered: WantsGpu")
+    says(actor, "actor WantsGpu", "is not alive yet", "'GPU' (asked 1)", "registered: WantsGpu")
     says(actor.call.remote(), "waits for its actor, which is PENDING_CREATION")
     group = ray.util.placement_group([{"CPU": 50}])
     says(group, "waits for room", "no node has 50 CPU")
@@ -62,7 +62,7 @@ def test_what_is_pending_names_what_it_waits_for(ray: Any) -> None:
     asked = command(impossible.task_id().hex())
     assert "has not ended" in asked.stdout and "'GPU' (asked 4)" in asked.stdout
     asked = command(actor._actor_id.hex()[:10])
-    assert "is not placed yet" in asked.stdout
+    assert "is not alive yet" in asked.stdout
     ray.util.remove_placement_group(group)
     for ref in (behind, first):
         ray.cancel(ref, force=True)
