@@ -8,7 +8,7 @@ from miniray.commands.cluster_client import Request, connect
 from miniray.commands.status import ADDRESS
 from miniray.explanations import Explanation
 
-ASK_S = 5.0
+ASK_S = 10.0
 
 
 @click.command()
