@@ -1,0 +1,50 @@
+"""Tests of Ray's own suite (2.60) that do not pass here, with the reason, for docs/compatibility.md.
+
+Names only: file, test, why. A test that passes must not be listed.
+"""
+
+LINEAGE = "it switches lineage off in Ray's private system configuration, which is accepted and ignored here"
+CLIENT = "it asks a private module whether Ray Client is in use; there is no client here"
+
+FAILING: dict[str, dict[str, str]] = {
+    "test_node_labels": {
+        "test_ray_init_set_node_labels_value_error":
+            "`init(labels=…)` without an address starts a session of its own beside a running cluster; Ray "
+            "refuses. With an address both refuse.",
+    },
+    "test_object_manager": {
+        "test_pull_bundles_pinning":
+            "arguments of one task that exceed the node's store together are ObjectStoreFullError here; Ray maps "
+            "them from disk",
+    },
+    "test_placement_group": {
+        "test_placement_group_scheduling_warning": "our warning does not point into Ray's documentation",
+        "test_placement_group_invalid_resource_request": CLIENT,
+    },
+    "test_ray_init": {
+        "test_ray_init_credentials_with_client": "it starts Ray Client (`ray://`), which does not exist here",
+    },
+    "test_reconstruction": {
+        "test_reconstruction_cached_dependency[False]": LINEAGE,
+        "test_multiple_downstream_tasks[False]": LINEAGE,
+        "test_basic_reconstruction_actor_constructor[False]": LINEAGE,
+        "test_basic_reconstruction_actor_constructor[True]":
+            "a lost argument of a constructor is made again only while the actor holds its resources, which "
+            "are the ones the argument's task needs",
+        "test_basic_reconstruction_actor_task[True]":
+            "results of actors are not made again after a node's death, whatever max_task_retries says",
+    },
+    "test_runtime_env_working_dir": {
+        "test_captured_import[failure]":
+            "it expects an import to fail in a worker; our workers import whatever their driver could import "
+            "when it started, also what it had added to sys.path",
+        "test_input_validation[working_dir]": CLIENT,
+        "test_input_validation[py_modules]": CLIENT,
+    },
+    "test_scheduling": {
+        "test_lease_request_leak": CLIENT,
+        "test_no_resource_oversubscription_during_shutdown":
+            "a task that waits lends its CPU, in Ray too; the test relies on a second worker not being up "
+            "within half a second, and ours is",
+    },
+}
