@@ -8,9 +8,14 @@ from miniray import api
 
 
 def object_exists(ref: Any) -> bool:
-    """True when a sealed copy of the object (a reference or its id) is in this node's store."""
+    """True when the object (a reference or its id) is in this node's store or in this process's memory."""
+    from miniray.core.directory import INLINE
+
     id = ref if isinstance(ref, bytes) else ref.binary()
-    return bool(api.connected_worker().store.contains(id))
+    worker = api.connected_worker()
+    with worker.lock:
+        entry = worker.owner.directory.find(id)
+    return (entry is not None and entry.state == INLINE) or bool(worker.store.contains(id))
 
 
 def get_all_reference_counts() -> dict[bytes, dict[str, int]]:

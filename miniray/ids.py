@@ -312,7 +312,7 @@ def _pickled_out_of_band(ref: ObjectRef[Any]) -> bytes:
         return b""
     from miniray.runtime import values
 
-    values.keep(ref)
+    values.keep(ref.__copy__())
     owner: bytes = current.owner_bytes(ref)
     return owner
 

@@ -176,6 +176,14 @@ def cluster_token(address: str | None = None) -> str:
     return ""
 
 
+def running_here() -> str:
+    """HOST:PORT of the cluster that runs on this machine. ClickException when there is none."""
+    for session in sessions.living():
+        if session.address:
+            return session.address
+    raise click.ClickException("no cluster runs on this machine: give --address HOST:PORT, or start a --head")
+
+
 def require_token(address: str) -> str:
     """The token of the cluster at `address`. ClickException that says where to get it."""
     token = cluster_token(address)

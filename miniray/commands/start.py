@@ -25,7 +25,7 @@ LOGS_KEPT = 40
 
 @click.command()
 @click.option("--head", "is_head", is_flag=True, help="Start a cluster: a head and a node.")
-@click.option("--address", metavar="HOST:PORT", help="Join the cluster whose head is there.")
+@click.option("--address", metavar="HOST:PORT", help="Join the cluster with this head; auto: the one here.")
 @click.option("--block", is_flag=True, help="Stay until a daemon ends, and end them all on Ctrl-C.")
 @opts.head_options
 @opts.shared_options
@@ -43,6 +43,7 @@ def start(is_head: bool, address: str | None, block: bool, **values: Any) -> Non
             started.append(run("head", opts.head_daemon(values, token)))
             address = started[0].session.address
         else:
+            address = opts.running_here() if address == "auto" else address
             token = opts.require_token(address)
         started.append(run("node", opts.node_daemon(values, token, address, is_head=is_head)))
     except BaseException:

@@ -82,6 +82,7 @@ class Room:
     object_id: bytes
     deadline: float
     on_done: Done | None = None
+    wait_s: float = ROOM_WAIT_S
 
 
 @dataclass(slots=True)
@@ -192,13 +193,13 @@ class Memory:
     # ---- room ----
 
     def room_requested(self, now: float, request: worker_pb2.MakeRoom, worker_id: bytes,
-                       on_done: Done | None = None) -> None:
-        """A client, or the raylet itself (with `on_done`), needs room for one object."""
+                       on_done: Done | None = None, wait_s: float = ROOM_WAIT_S) -> None:
+        """A client, or the raylet itself (with `on_done`), needs room for one object within `wait_s`."""
         for known in self.rooms:
             if known.worker_id == worker_id and known.request_id == request.request_id and not on_done:
                 return
         room = Room(worker_id, request.request_id, request.bytes, request.object_id,
-                    now + ROOM_WAIT_S, on_done)
+                    now + wait_s, on_done, wait_s)
         if request.bytes + HEADER_ALLOWANCE > self.capacity:
             self._answer(now, room, store_refusals.never_fits(room.object_id, room.size, self.capacity))
             return
@@ -268,7 +269,7 @@ class Memory:
         if now >= room.deadline or self.disk_full:
             self.rooms.pop(0)
             self._answer(now, room, store_refusals.full(
-                room.object_id, room.size, survey, self.client_name, ROOM_WAIT_S, self.disk_full))
+                room.object_id, room.size, survey, self.client_name, room.wait_s, self.disk_full))
             if self.rooms:
                 self._survey()
             return

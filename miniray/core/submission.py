@@ -98,7 +98,7 @@ class Remote:
 class Lane:
     """The tasks of one scheduling class and the leases they use."""
 
-    __slots__ = ("key", "spec", "queue", "leases", "requests", "reason")
+    __slots__ = ("key", "spec", "queue", "leases", "requests", "reason", "spreads")
 
     def __init__(self, key: Any, spec: Any) -> None:
         self.key = key
@@ -107,6 +107,7 @@ class Lane:
         self.leases: dict[Address, Remote] = {}
         self.requests: dict[int, None] = {}
         self.reason = ""                # why nothing is granted, as the raylet says
+        self.spreads = False            # the next task shall go elsewhere: an idle lease is not kept
 
     @property
     def idle(self) -> bool:
@@ -206,7 +207,7 @@ class Submission:
         if not inflight:
             remote.load_us = 0.0
             remote.idle_since = now
-            if remote.reclaimed and lane is not None:
+            if lane is not None and (remote.reclaimed or (lane.spreads and not lane.queue)):
                 self._give_back(remote)
         else:
             remote.load_us = max(0.0, remote.load_us - known)

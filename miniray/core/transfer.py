@@ -21,7 +21,7 @@ from typing import Any
 
 from miniray._proto import common_pb2 as common
 from miniray._proto import worker_pb2
-from miniray.core.memory import Memory, Owner
+from miniray.core.memory import ROOM_WAIT_S, Memory, Owner
 from miniray.core.node_effects import DeleteObjects, StartFetch, StopFetch, to_client
 
 ACTIVE_PULLS = 16
@@ -31,6 +31,9 @@ BUSY_RETRY_S = 0.02
 UNREACHED_S = 30.0
 """A node that the GCS takes for alive is asked again for so long when it does not answer us."""
 SILENT_RETRY_S = 0.5
+
+ARGUMENT_ROOM_WAIT_S = 2.0
+"""Arguments wait less for room than others: their task gives back what it holds and tries again."""
 
 QUEUED = "queued"
 FETCHING = "fetching"
@@ -161,7 +164,10 @@ class Transfer:
         pull.state = MAKING_ROOM
         request = worker_pb2.MakeRoom(bytes=pull.size, object_id=pull.object_id)
         object_id = pull.object_id
-        self.memory.room_requested(now, request, b"", lambda at, why: self._room_made(at, object_id, why))
+        patient = pull.priority != worker_pb2.PullRequest.ARGUMENT
+        self.memory.room_requested(
+            now, request, b"", lambda at, why: self._room_made(at, object_id, why),
+            ROOM_WAIT_S if patient else ARGUMENT_ROOM_WAIT_S)
 
     def _room_made(self, now: float, object_id: bytes, failure: common.Failure | None) -> None:
         pull = self.pulls.get(object_id)

@@ -25,8 +25,11 @@ def get_local_object_locations(obj_refs: Sequence[Any]) -> dict[Any, dict[str, A
         for ref in obj_refs:
             entry = ref.entry
             nodes = [node.hex() for node in entry.locations]
+            here = worker.address[0].hex()
+            if here not in nodes and worker.store.contains(entry.id):
+                nodes.append(here)  # a copy that was pulled: its owner knows, this borrower need not
             if entry.state == INLINE and not nodes:
-                nodes = [worker.address[0].hex()]  # it is in this process
+                nodes = [here]  # it is in this process
             size = entry.size if entry.ready else None
             found[ref] = {"node_ids": nodes, "object_size": size, "did_spill": False}
     return found

@@ -42,6 +42,7 @@ class Bound:
             self.lane = worker.owner.submission.lane(key, None)
             if self.lane.spec is None:
                 self.lane.spec = scheduling_class(worker, template)
+                self.lane.spreads = self.lane.spec.strategy.spread
 
 
 def scheduling_class(worker: CoreWorker, template: Any) -> pb.SchedulingClass:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import os
 import pickle
+import random
 import signal
 import sys
 import threading
@@ -277,7 +278,7 @@ class Executor:
             function = self.function(peer, number)
             context.name = function.name
             context.function = function
-            args, kwargs = self.decode(peer, frame, flags, held)
+            args, kwargs = self._arguments(peer, frame, flags, held, restored)
             value = function.call(*args, **kwargs)
             del args, kwargs
             results = self.results(value, returns, tid, peer, call, function)
@@ -310,6 +311,21 @@ class Executor:
         with self.worker.lock:
             retained = self.worker.owner.ownership.retained(restored, peer.address) if restored else []
             self._reply(peer, call, min(spent, 0xFFFFFFFF), returns, results, retained)
+
+    def _arguments(
+        self, peer: Any, frame: bytes, flags: int, held: list[ObjectEntry], restored: list[Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """The arguments of a task, once they fit into the store together."""
+        pause_s = 0.2
+        while True:
+            try:
+                return self.decode(peer, frame, flags, held)
+            except local_objects.ArgumentsDoNotFit:
+                self._unpin(held)   # whoever can go on now does, and gives back what it holds
+                held.clear()
+                restored.clear()
+            time.sleep(pause_s * random.uniform(0.5, 1.5))
+            pause_s = min(2 * pause_s, 3.0)
 
     def _send_back(self, peer: Any, call: int, held: list[ObjectEntry], restored: Any) -> None:
         """An argument has to be made again before this task can run: its owner will send it again."""

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from miniray.runtime.worker import CoreWorker
 
 ROOM_TIMEOUT_S = 600.0
+WAIT_PULL_S = 5.0
+ARGUMENTS_SHARE = 0.9
+"""Arguments of one task that take more of the store than this are not waited for."""
 
 
 def write(worker: CoreWorker, oid: bytes, packed: Serialized, size: int, owner: Address) -> None:
@@ -93,7 +96,8 @@ def pull(
     reply = request_pull(worker, entry, priority)
     left = None if deadline is None else deadline - time.monotonic()
     executor = worker.executor
-    waiting = executor is not None and executor.on_task_thread() and not reply.wait(0.002)
+    lends = priority != wire.PullRequest.ARGUMENT  # a task that has not begun does not make way for more
+    waiting = lends and executor is not None and executor.on_task_thread() and not reply.wait(0.002)
     if waiting:
         executor.blocked()
     try:
@@ -109,8 +113,10 @@ def pull(
     answer = reply.value
     if answer is None:
         raise RaySystemError("the connection to the raylet ended")
+    if answer.failure.kind in (pb.STORE_FULL, pb.OUT_OF_DISK):
+        raise exception_of(answer.failure, object_id=entry.id)
     if answer.failure.kind:
-        copies_lost(worker, entry, list(answer.failed_nodes) or entry.locations, answer.failure)
+        copies_lost(worker, entry, list(answer.failed_nodes) or entry.locations)
 
 
 def request_pull(worker: CoreWorker, entry: ObjectEntry, priority: int) -> Any:
@@ -129,14 +135,12 @@ def request_pull(worker: CoreWorker, entry: ObjectEntry, priority: int) -> Any:
     return reply
 
 
-def copies_lost(worker: CoreWorker, entry: ObjectEntry, nodes: list[bytes], failure: pb.Failure) -> None:
+def copies_lost(worker: CoreWorker, entry: ObjectEntry, nodes: list[bytes]) -> None:
     """None of `nodes` could deliver. The owner decides what follows."""
     with worker.lock:
         if entry.state != STORED:
             return
         if entry.owner is None:
-            if failure.kind in (pb.STORE_FULL, pb.OUT_OF_DISK):
-                raise exception_of(failure, object_id=entry.id)
             for node in nodes:
                 worker.copy_lost(entry.id, node)
         else:
@@ -149,15 +153,22 @@ def copies_lost(worker: CoreWorker, entry: ObjectEntry, nodes: list[bytes], fail
         worker.drain()
 
 
-def prefetch(worker: CoreWorker, entries: list[ObjectEntry]) -> None:
-    """Start pulls of remote objects that a `wait` reported ready."""
-    for entry in entries:
-        if (
-            entry.state == STORED
-            and worker.address[0] not in entry.locations
-            and not worker.store.contains(entry.id)
-        ):
-            request_pull(worker, entry, wire.PullRequest.WAIT)
+def bring_ready(worker: CoreWorker, entries: list[ObjectEntry], deadline: float | None) -> None:
+    """Have copies here of remote objects that a `wait` reports ready, as far as the time allows.
+
+    What takes longer than `WAIT_PULL_S` comes later: it is ready all the same.
+    """
+    pulls = [
+        request_pull(worker, entry, wire.PullRequest.WAIT)
+        for entry in entries
+        if entry.state == STORED
+        and worker.address[0] not in entry.locations
+        and not worker.store.contains(entry.id)
+    ]
+    latest = time.monotonic() + WAIT_PULL_S
+    until = latest if deadline is None else min(deadline, latest)
+    for reply in pulls:
+        reply.wait(max(0.0, until - time.monotonic()))
 
 
 def fetch(
@@ -175,8 +186,8 @@ def fetch(
     held.append(entry)
     if slot.state == INLINE:
         return worker.load(entry, slot.payload)
-    if entry.owner == caller and worker.executor is not None and worker.executor.actor_spec is None:
-        _bring(worker, entry)
+    if worker.executor is not None and worker.executor.actor_spec is None:
+        _bring(worker, entry, caller, held)
     return buffer_of(worker, entry) if raw else read(worker, entry, None)
 
 
@@ -184,12 +195,26 @@ class ArgumentLost(Exception):
     """All copies of an argument are gone: its owner, who sent the task, has to make it again first."""
 
 
-def _bring(worker: CoreWorker, entry: ObjectEntry) -> None:
-    """Have a copy here before the task starts. ArgumentLost rather than waiting for it to be made again:
-    that may need just what this task holds."""
-    while entry.state == STORED and not worker.store.contains(entry.id):
-        pull(worker, entry, None)
-    if entry.state == PENDING:
+class ArgumentsDoNotFit(Exception):
+    """There is no room here for one more argument while others hold what is there."""
+
+
+def _bring(worker: CoreWorker, entry: ObjectEntry, caller: Address, held: list[ObjectEntry]) -> None:
+    """Have a copy here before the task starts.
+
+    ArgumentLost rather than waiting for it to be made again: that may need just what this task
+    holds. ArgumentsDoNotFit rather than holding some arguments while others hold the room for the
+    rest; ObjectStoreFullError when they can never be here together.
+    """
+    try:
+        while entry.state == STORED and not worker.store.contains(entry.id):
+            pull(worker, entry, None, wire.PullRequest.ARGUMENT)
+    except ObjectStoreFullError:
+        together = sum({one.id: one.size for one in held}.values())
+        if together > ARGUMENTS_SHARE * worker.store.capacity:
+            raise
+        raise ArgumentsDoNotFit from None
+    if entry.state == PENDING and entry.owner == caller:
         raise ArgumentLost
 
 

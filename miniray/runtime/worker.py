@@ -406,12 +406,13 @@ class CoreWorker:
         fetch_local: bool = True,
     ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
         """Split `refs` into (ready, not ready), at most `num_returns` ready ones, both in input order."""
+        deadline = None if timeout is None else time.monotonic() + timeout
         ready, rest = _native.split_ready(refs, num_returns)
         if len(ready) < num_returns:
             awaiting.await_some(self, rest, num_returns - len(ready), timeout)
             ready, rest = _native.split_ready(refs, num_returns)
         if fetch_local:
-            local_objects.prefetch(self, [ref.entry for ref in ready])
+            local_objects.bring_ready(self, [ref.entry for ref in ready], deadline)
         return ready, rest
 
     def when_ready(self, ref: ObjectRef[Any], then: Callable[[], None]) -> None:

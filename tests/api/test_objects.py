@@ -205,3 +205,14 @@ def test_a_copied_reference_keeps_its_object(ray_shared, wait_until):
     assert ray.get(second) == [1]
     del second
     wait_until(lambda: name not in get_all_reference_counts())
+
+
+def test_a_reference_pickled_by_hand_is_one_more_and_its_value_counts_as_here(ray_shared, wait_until):
+    ref = ray.put("kept")
+    name = ref.hex().encode()
+    pickled = ray.cloudpickle.dumps(ref)
+    assert _testing.get_all_reference_counts()[name]["local"] == 2
+    assert _testing.object_exists(ref)
+    del ref
+    wait_until(lambda: _testing.get_all_reference_counts()[name]["local"] == 1)
+    assert ray.get(ray.cloudpickle.loads(pickled)) == "kept"

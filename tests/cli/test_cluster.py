@@ -45,7 +45,9 @@ def start_head(miniray: Run, *options: str) -> str:
 
 def test_a_cluster_of_two_nodes_runs_a_program_and_stops(miniray: Run, environment: dict[str, str]) -> None:
     address = start_head(miniray)
-    assert "Joined" in miniray("start", "--address", address, "--num-cpus", "1", "--node-name", "two").stdout
+    assert "no cluster runs" not in miniray("status").stdout
+    joined = miniray("start", "--address", "auto", "--num-cpus", "1", "--node-name", "two").stdout
+    assert f"Joined the cluster at {address}" in joined
 
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment | {"MINIRAY_ADDRESS": address}, cwd=ROOT,
@@ -66,6 +68,10 @@ def test_a_cluster_of_two_nodes_runs_a_program_and_stops(miniray: Run, environme
     assert "Stopped 3 daemons" in miniray("stop").stdout
     assert time.monotonic() - started < 3.0
     assert "No session" in miniray("stop").stdout
+
+
+def test_auto_needs_a_cluster_here(miniray: Run) -> None:
+    assert "no cluster runs on this machine" in miniray("start", "--address", "auto", code=1).stderr
 
 
 def test_joining_without_the_token_is_refused(miniray: Run) -> None:

@@ -92,7 +92,7 @@ def run(engine: str, python: str) -> dict[str, str]:
         if engine == "ray":
             environment["RAY_TMPDIR"] = directory
             environment.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE)]
+        command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "600", str(HERE)]
         subprocess.run(command, cwd=ROOT, env=environment, check=False)
         by_test: dict[str, str] = json.loads(outcomes.read_text())
     worst: dict[str, str] = {}

@@ -351,3 +351,18 @@ def test_a_reply_for_a_call_that_is_not_in_flight_is_ignored() -> None:
     remote = rig.owner.remotes[W1]
     assert rig.owner.replied(0.0, remote, 1, 1.0, [failed("second")]) is None
     assert rig.value("a") == ("error", "first")
+
+
+def test_a_lane_that_spreads_does_not_keep_an_idle_lease() -> None:
+    rig = Rig()
+    rig.lane().spreads = True
+    rig.submit("a")
+    rig.submit("b")
+    rig.effects()
+    rig.grant(1, W1)
+    rig.reply("a")
+    assert rig.effects()[:2] == ["push a to w1", "push b to w1"], "work that waits goes on"
+    rig.reply("b")
+    assert "return lease 1" in rig.effects()
+    rig.submit("c")
+    assert any(effect.startswith("want lease") for effect in rig.effects())
