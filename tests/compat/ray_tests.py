@@ -14,8 +14,8 @@ FAILING: dict[str, dict[str, str]] = {
     },
     "test_object_manager": {
         "test_pull_bundles_pinning":
-            "arguments of one task that exceed the node's store together are ObjectStoreFullError here; Ray maps "
-            "them from disk",
+            "arguments of one task that exceed the node's store together are ObjectStoreFullError here; Ray "
+            "maps them from disk",
     },
     "test_placement_group": {
         "test_placement_group_scheduling_warning": "our warning does not point into Ray's documentation",
