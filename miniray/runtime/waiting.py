@@ -101,6 +101,8 @@ class Pump:
         self._deep = False
         self.by_rings = True
         """What came last came through a ring: else a spinning getter would only be in the reader's way."""
+        self.asleep = False
+        """The drainer sleeps, or spins, in native code."""
         self._parked = threading.Lock()
         self._helper = threading.Thread(target=self._help, name="miniray-helper", daemon=True)
 
@@ -174,7 +176,7 @@ class Pump:
         return True
 
     def _end_wait(self) -> None:
-        if self._exiting:       # a daemon thread: it ends with the process, and without a word
+        if self._exiting and threading.current_thread().daemon:     # it ends with the process
             threading.Event().wait()
         raise RaySystemError("the session has ended while this thread waited: shutdown() was called")
 
@@ -218,9 +220,12 @@ class Pump:
                     if waiter.remaining <= 0:
                         break
                 until = due if deadline is None else min(due, deadline)
+                self.asleep = True
                 mailbox.wait(min(until - now, FOREVER), spin_us if self.by_rings else 0)
+                self.asleep = False
             return True
         finally:
+            self.asleep = False
             self._holder = None
 
     def _release(self) -> None:

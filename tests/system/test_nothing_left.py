@@ -124,8 +124,8 @@ def test_ctrl_c_in_a_get_reaches_the_driver_only_and_ends_in_order() -> None:
             time.sleep(1000)
 
         refs = [forever.remote() for _ in range(4)]
-        say(waiting=True)
         try:
+            say(waiting=True)
             ray.get(refs)
         except KeyboardInterrupt:
             say(interrupted=True, alive=ray.get(ray.put(1)))
@@ -140,6 +140,54 @@ def test_ctrl_c_in_a_get_reaches_the_driver_only_and_ends_in_order() -> None:
         assert driver.hear() == {"interrupted": True, "alive": 1}
         assert driver.wait() == -signal.SIGINT
         eventually(tree.gone, "the session is gone", WITHIN_S)
+
+
+def test_ctrl_c_at_any_moment_leaves_a_session_that_works() -> None:
+    """The signal may come while a call is being submitted, or the right to drain is handed over."""
+    code = """
+        import random, threading
+
+        @ray.remote
+        class Echo:
+            def say(self, value):
+                return value
+
+        ray.init(num_cpus=2, object_store_memory=100 << 20, configure_logging=False)
+        echo = Echo.remote()
+        square = ray.remote(lambda n: n * n)
+        ray.get([echo.say.remote(0), square.remote(0)])
+        main, over = threading.main_thread().ident, threading.Event()
+
+        def interrupt():
+            for _ in range(300):
+                time.sleep(random.random() * 0.008)
+                signal.pthread_kill(main, signal.SIGINT)
+            over.set()
+
+        thread = threading.Thread(target=interrupt)
+        counts, results = [0, 0], []
+        thread.start()
+        while not over.is_set():
+            try:
+                while not over.is_set():
+                    results.append(ray.get([echo.say.remote(1), square.remote(2), ray.put(3)]))
+                    counts[0] += 1
+            except KeyboardInterrupt:
+                counts[1] += 1
+        while thread.is_alive():
+            try:
+                thread.join()
+                time.sleep(0.1)         # the last one may have been put off
+            except KeyboardInterrupt:
+                counts[1] += 1
+        assert all(values == [1, 4, 3] for values in results)
+        say(counts=counts, last=ray.get([echo.say.remote(7), square.remote(7)], timeout=60))
+    """
+    with Script(code, merge=True) as driver:
+        said = driver.hear()
+        assert said["last"] == [7, 49]
+        assert said["counts"][0] > 10 and said["counts"][1] > 10, said
+        assert driver.wait() == 0
 
 
 def test_the_next_session_in_the_same_process_starts_clean() -> None:
