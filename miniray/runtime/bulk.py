@@ -42,7 +42,7 @@ IDLE_S = 30.0
 STALL_S = 30.0
 """A transfer that moves nothing for so long has failed."""
 CONNECT_S = 5.0
-UNREACHED_MS = 10_000
+UNREACHED_MS = 30_000
 """A connection of two workers on which nothing is acknowledged for so long breaks; they relay again."""
 CHALLENGE_BYTES = 32
 MAX_REQUEST = 64 * 1024
