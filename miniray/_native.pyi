@@ -270,6 +270,8 @@ class RecordMaker:
         held: list[Any] | None, retries: int, lane: Any, client: Any, parent: bytes, now: float, /,
     ) -> tuple[Any, Any]:
         """The record of a task with one return, whose entry is in `objects` now, and its reference."""
+    def known(self, id: bytes, /) -> Any:
+        """A new reference to an object whose entry is in `objects`; None when there is none."""
 
 class ObjectRefBase:
     """A reference to an object: id, owner and the process's record of it.

@@ -256,7 +256,23 @@ PyObject* maker_task(PyObject* object, PyObject* const* args, Py_ssize_t nargs) 
   return both;
 }
 
-PyMethodDef maker_methods[] = {{"task", method(maker_task), METH_FASTCALL, nullptr}, {}};
+// known(id) -> a new reference to an object with an entry, or None
+PyObject* maker_known(PyObject* object, PyObject* id) {
+  auto* self = reinterpret_cast<MakerObject*>(object);
+  PyObject* found = PyDict_GetItemWithError(self->objects, id);
+  EntryObject* entry = found ? as_entry(found) : nullptr;
+  if (!entry) return PyErr_Occurred() ? nullptr : Py_NewRef(Py_None);
+  Py_INCREF(found);
+  PyObject* owner = Py_NewRef(entry->owner ? entry->owner : Py_None);
+  PyObject* ref = make_ref(reinterpret_cast<PyTypeObject*>(self->ref_type), id, owner, found);
+  Py_DECREF(owner);
+  Py_DECREF(found);
+  return ref;
+}
+
+PyMethodDef maker_methods[] = {{"task", method(maker_task), METH_FASTCALL, nullptr},
+                               {"known", method(maker_known), METH_O, nullptr},
+                               {}};
 
 PyMethodDef record_methods[] = {{"track", method(record_track), METH_NOARGS, nullptr}, {}};
 

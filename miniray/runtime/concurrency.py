@@ -9,12 +9,12 @@ one caller to one group start in the order they came; they may finish in any.
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from miniray._proto import common_pb2 as pb
@@ -38,7 +38,7 @@ def of(executor: Executor, spec: pb.ActorSpec) -> ThreadedActor | AsyncActor:
 class _Call:
     """One call on its way through a concurrent actor."""
 
-    __slots__ = ("peer", "frame", "call", "number", "returns", "flags", "context", "task")
+    __slots__ = ("peer", "frame", "call", "number", "returns", "flags", "context", "task", "started")
 
     def __init__(self, executor: Executor, peer: Peer, frame: bytes) -> None:
         _, self.flags, attempt, self.call, self.number, self.returns, tid = frames.PUSH_HEADER.unpack_from(
@@ -48,6 +48,7 @@ class _Call:
         self.frame = frame
         self.context = TaskContext(tid, "", attempt, tid[8:], executor.assignment)
         self.task: Any = None
+        self.started = False
 
 
 class ThreadedActor:
@@ -131,8 +132,10 @@ def _each(items: list[Any]) -> Any:
     yield from items
 
 
-def finish(executor: Executor, call: _Call, results: Any, held: Any, restored: Any, started: int) -> None:
-    """Settle references and reply."""
+def finish(
+    executor: Executor, call: _Call, results: Any, held: Any, restored: Any, started: int, more: bool = False
+) -> None:
+    """Settle references and reply. `more`: other calls run on, and the caller is told soon in any case."""
     if held:
         executor._unpin(held)
     if restored:
@@ -140,7 +143,7 @@ def finish(executor: Executor, call: _Call, results: Any, held: Any, restored: A
     spent = (time.perf_counter_ns() - started) // 1000
     with executor.worker.lock:
         retained = executor.worker.owner.ownership.retained(restored, call.peer.address) if restored else []
-        executor._reply(call.peer, call.call, min(spent, 0xFFFFFFFF), call.returns, results, retained)
+        executor._reply(call.peer, call.call, min(spent, 0xFFFFFFFF), call.returns, results, retained, more)
 
 
 class AsyncActor:
@@ -192,8 +195,9 @@ class _Loop:
         self._name = name
         self._limit = asyncio.Semaphore(width)
         self._arrived: deque[_Call] = deque()
-        self._running: dict[tuple[Any, int], tuple[asyncio.Task[None], bytes]] = {}
+        self._running: dict[tuple[Any, int], _Call] = {}
         self._scheduled = False
+        self._telling = False
 
     def start(self) -> None:
         """Start the thread."""
@@ -214,25 +218,40 @@ class _Loop:
         self._scheduled = False
         while self._arrived:
             call = self._arrived.popleft()
-            key = (call.peer, call.call)
-            task = self.loop.create_task(self._run(call))
-            self._running[key] = (task, call.context.task_id)
-            task.add_done_callback(functools.partial(self._ended, key))
+            self._running[(call.peer, call.call)] = call
+            call.task = self.loop.create_task(self._run(call))
 
-    def _ended(self, key: tuple[Any, int], task: asyncio.Task[None]) -> None:
-        self._running.pop(key, None)
+    def _ended(self, call: _Call, results: Any, held: Any, restored: Any, started: int) -> None:
+        """Reply. While other calls run the caller is woken once for several answers."""
+        del self._running[(call.peer, call.call)]
+        more = bool(self._running)
+        finish(self._executor, call, results, held, restored, started, more)
+        if more and not self._telling:
+            self._telling = True
+            self.loop.call_soon(self._tell)    # behind what is ready to run now
+
+    def _tell(self) -> None:
+        self._telling = False
+        self._executor.tell()
 
     def cancel(self, peer: Peer, call: int, recursive: bool) -> None:
         """Cancel a coroutine, started or not, of this group. Under the lock."""
-        task, task_id = self._running.get((peer, call), (None, b""))
-        if task is None:
+        running = self._running.get((peer, call))
+        if running is None:
             return
-        self.loop.call_soon_threadsafe(task.cancel)
+        self.loop.call_soon_threadsafe(self._cancel, running)
         if recursive:
-            cancellation.children(self._executor.worker, task_id, False)
+            cancellation.children(self._executor.worker, running.context.task_id, False)
+
+    def _cancel(self, call: _Call) -> None:
+        call.task.cancel()
+        if not call.started and (call.peer, call.call) in self._running:    # no code of it will ever run
+            cancelled = [self._executor.cancelled(call.context.task_id)] * max(1, call.returns)
+            self._ended(call, cancelled, [], [], time.perf_counter_ns())
 
     async def _run(self, call: _Call) -> None:
         executor = self._executor
+        call.started = True
         started = time.perf_counter_ns()
         held: list[ObjectEntry] = []
         restored: list[ObjectEntry] = []
@@ -249,7 +268,7 @@ class _Loop:
                 else:
                     args, kwargs = self._decode(call, held, restored)
                 value = function.call(*args, **kwargs)
-                if inspect.isawaitable(value):
+                if type(value) is CoroutineType or inspect.isawaitable(value):
                     value = await value
                 del args, kwargs
                 if inspect.isasyncgen(value) and call.returns < 0:
@@ -269,7 +288,7 @@ class _Loop:
         except BaseException as error:
             results = [executor.failure(error, function)] * max(1, call.returns)
             del error
-        finish(executor, call, results, held, restored, started)
+        self._ended(call, results, held, restored, started)
         if leaving:
             actor_exit.close(executor)
 

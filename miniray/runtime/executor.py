@@ -471,15 +471,17 @@ class Executor:
         return Result(FAILED, payload, len(payload))
 
     def _reply(
-        self, peer: Any, call: int, spent: int, returns: int, results: list[Result], retained: list[bytes]
+        self, peer: Any, call: int, spent: int, returns: int, results: list[Result], retained: list[bytes],
+        more: bool = False,
     ) -> None:
+        """Answer a call. Under the lock. `more`: further answers follow soon, and `tell()` behind them."""
         if output.unfinished:
             output.settle()     # what the task has printed is out before its result is
         if peer.gone:
             return
         if peer.channel is None:
             self.worker.peers.connected(peer.address)
-        quiet = bool(self.queue) and spent < QUIET_US and self._untold < QUIET_REPLIES
+        quiet = (more or bool(self.queue)) and spent < QUIET_US and self._untold < QUIET_REPLIES
         peer.channel.send(frames.pack_reply(call, spent, results, retained), quiet)
         if quiet:
             self._quiet[peer] = None

@@ -143,7 +143,11 @@ class _Restored(list[Any]):
     outer: _Restored | None
 
 
-_thread = threading.local()
+class _Thread(threading.local):
+    restored: _Restored | None = None
+
+
+_thread = _Thread()
 _kept: list[Any] = []
 """References pickled or unpickled outside of the engine: nobody counts those, so they live on."""
 
@@ -151,7 +155,7 @@ _kept: list[Any] = []
 def begin_restoring() -> list[Any]:
     """Collect what `restored` is told on this thread, until `end_restoring`. Calls nest."""
     collected = _Restored()
-    collected.outer = getattr(_thread, "restored", None)
+    collected.outer = _thread.restored
     _thread.restored = collected
     return collected
 
@@ -171,7 +175,7 @@ def note_outside(collected: list[Any]) -> None:
 
 def restored(item: Any) -> None:
     """A reference was unpickled; `item` stands for it."""
-    collected = getattr(_thread, "restored", None)
+    collected = _thread.restored
     (_kept if collected is None else collected).append(item)
 
 

@@ -435,9 +435,10 @@ class CoreWorker:
     def ref_restored(self, oid: bytes, owner_address: bytes) -> ObjectRef[Any]:
         """A reference arrived in a message or a value."""
         with self.lock:
-            entry = self.owner.directory.objects.get(oid) or self._meet(oid, owner_address)
-            ref: ObjectRef[Any] = ObjectRef(oid, entry.owner, entry)
-        values.restored(entry)
+            ref: ObjectRef[Any] | None = self._records.known(oid)
+            if ref is None:
+                ref = self.new_ref(self._meet(oid, owner_address))
+        values.restored(ref.entry)
         return ref
 
     def _meet(self, oid: bytes, owner_address: bytes) -> ObjectEntry:

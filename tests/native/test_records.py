@@ -136,6 +136,9 @@ def test_a_task_is_made_in_one_step() -> None:
     assert ref.binary() == b"t" * 24 + b"\x01\0\0\0" and objects == {ref.binary(): ref.entry}
     assert made.returns == [ref.entry] and ref.entry.task is made and ref.entry.local == 1
     assert (made.arguments, made.retries_left, made.lane, made.parent) == (b"a", 3, "lane", b"p")
+    again = maker.known(ref.binary())
+    assert again == ref and again.entry is ref.entry and ref.entry.local == 2
+    assert maker.known(b"x" * 28) is None
     with pytest.raises(ValueError):
         maker.task(b"short", template, b"a", None, None, 3, "lane", None, b"p", 2.0)
     with pytest.raises(TypeError):
