@@ -272,6 +272,8 @@ class RecordMaker:
         """The record of a task with one return, whose entry is in `objects` now, and its reference."""
     def known(self, id: bytes, /) -> Any:
         """A new reference to an object whose entry is in `objects`; None when there is none."""
+    def known_all(self, table: bytes, stride: int, /) -> tuple[list[Any], list[int]]:
+        """The same for ids that stand `stride` bytes apart: (references, where there is none)."""
 
 class ObjectRefBase:
     """A reference to an object: id, owner and the process's record of it.

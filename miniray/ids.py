@@ -317,6 +317,15 @@ def _pickled_out_of_band(ref: ObjectRef[Any]) -> bytes:
     return owner
 
 
+def restore_refs(table: bytes) -> list[ObjectRef[Any]]:
+    """`restore_ref` for all references inside a value: ids and owners, one after the other."""
+    current = _current_worker()
+    if current is None:
+        return [ObjectRef(table[at : at + 28], None, None) for at in range(0, len(table), 84)]
+    restored: list[ObjectRef[Any]] = current.refs_restored(table)
+    return restored
+
+
 def restore_ref(id: bytes, owner: bytes) -> ObjectRef[Any]:
     """Unpickle a reference: the worker of this process becomes a borrower."""
     current = _current_worker()

@@ -270,8 +270,37 @@ PyObject* maker_known(PyObject* object, PyObject* id) {
   return ref;
 }
 
+// known_all(table, stride) -> (references or None for each id in the table, the indices of the Nones)
+PyObject* maker_known_all(PyObject* object, PyObject* const* args, Py_ssize_t nargs) {
+  Py_ssize_t stride = nargs == 2 ? PyLong_AsSsize_t(args[1]) : -1;
+  if (nargs != 2 || !PyBytes_Check(args[0]) || stride < static_cast<Py_ssize_t>(kIdSize) ||
+      PyBytes_GET_SIZE(args[0]) % stride)
+    return PyErr_Format(PyExc_ValueError, "known_all(table, stride): a table of whole rows, each with an id");
+  Py_ssize_t count = PyBytes_GET_SIZE(args[0]) / stride;
+  PyObject* refs = PyList_New(count);
+  PyObject* missing = refs ? PyList_New(0) : nullptr;
+  bool failed = !missing;
+  for (Py_ssize_t i = 0; i < count && !failed; ++i) {
+    PyObject* id = PyBytes_FromStringAndSize(PyBytes_AS_STRING(args[0]) + i * stride, kIdSize);
+    PyObject* ref = id ? maker_known(object, id) : nullptr;
+    if (ref == Py_None) {
+      PyObject* index = PyLong_FromSsize_t(i);
+      failed = !index || PyList_Append(missing, index);
+      Py_XDECREF(index);
+    }
+    failed = failed || !ref;
+    if (ref) PyList_SET_ITEM(refs, i, ref);
+    Py_XDECREF(id);
+  }
+  PyObject* both = failed ? nullptr : PyTuple_Pack(2, refs, missing);
+  Py_XDECREF(refs);
+  Py_XDECREF(missing);
+  return both;
+}
+
 PyMethodDef maker_methods[] = {{"task", method(maker_task), METH_FASTCALL, nullptr},
                                {"known", method(maker_known), METH_O, nullptr},
+                               {"known_all", method(maker_known_all), METH_FASTCALL, nullptr},
                                {}};
 
 PyMethodDef record_methods[] = {{"track", method(record_track), METH_NOARGS, nullptr}, {}};

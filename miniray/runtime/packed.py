@@ -6,25 +6,30 @@
     'M' n | u64 inband | n × u64 | inband | pad to 64 | buffer | pad to 64 | buffer …
     'B' | 63 zero bytes | raw               a `bytes` object that is large
     'A' ndim dtype[14] 6 × u64 | raw        a C-contiguous array of numbers, at most 6 dimensions
+    'R' n | n × (id, owner) | pad to 64 | 0x80… or 'M'…      references inside: `ref_at(i)` in the pickle
 
 Arrays come back as read-only views on the packed bytes: from the store that is shared memory, so
-a get copies nothing. Buffers start at multiples of 64 bytes. Any thread; no state.
+a get copies nothing. Buffers start at multiples of 64 bytes. References are restored all at once,
+before the value is unpickled. Any thread; no state but that of the unpickling under way.
 """
 
 from __future__ import annotations
 
 import pickle
 import struct
-from typing import TYPE_CHECKING, Any
+import threading
+from typing import Any
 
-if TYPE_CHECKING:
-    from miniray.ids import ObjectRef
+from miniray.ids import ObjectRef, restore_refs
 
 ALIGNMENT = 64
 
 _HEAD = struct.Struct("<BxxxIQ")
 _ARRAY_HEAD = struct.Struct("<BB14s6Q")
-_BUFFERS, _RAW, _ARRAY = ord("M"), ord("B"), ord("A")
+_REFS_HEAD = struct.Struct("<BxxxI")
+_BUFFERS, _RAW, _ARRAY, _REFS = ord("M"), ord("B"), ord("A"), ord("R")
+REF_BYTES = 28 + 56
+"""Of a reference inside a value: its id and the address of its owner."""
 _RAW_HEAD = bytes([_RAW]) + bytes(ALIGNMENT - 1)
 _BYTES_HEAD = bytes.__basicsize__ - 1
 """Where the contents of a `bytes` object begin, behind its address (CPython's id)."""
@@ -85,25 +90,32 @@ class Flat(Serialized):
 class Composite(Serialized):
     """A pickle with buffers out of band or references inside."""
 
-    __slots__ = ("buffers", "refs")
+    __slots__ = ("buffers", "refs", "_table")
 
     def __init__(
         self,
         inband: bytes,
         buffers: list[memoryview],
         refs: list[ObjectRef[Any]] | None = None,
+        table: bytes = b"",
     ) -> None:
         self.inband = inband
         self.buffers = buffers
         self.refs = refs or []
+        self._table = table
 
     @property
     def nbytes(self) -> int:
-        if not self.buffers:
-            return len(self.inband)
         return sum(len(part) for part in self.parts())
 
     def parts(self) -> list[Any]:
+        table = self._table
+        if not table:
+            return self._value_parts()
+        head = _REFS_HEAD.pack(_REFS, len(table) // REF_BYTES)
+        return [head, table, bytes(-(len(head) + len(table)) % ALIGNMENT), *self._value_parts()]
+
+    def _value_parts(self) -> list[Any]:
         buffers = self.buffers
         if not buffers:
             return [self.inband]
@@ -121,7 +133,7 @@ class Composite(Serialized):
         return out
 
     def pack(self) -> bytes:
-        return b"".join(self.parts()) if self.buffers else self.inband
+        return b"".join(self.parts())
 
 
 # ---- arrays and bytes in a form of their own ----
@@ -159,6 +171,36 @@ def _load_array(view: memoryview) -> Any:
     return _array_type(head[3 : 3 + head[1]], dtype, view, ALIGNMENT)
 
 
+# ---- references ----
+
+
+class _Restoring(threading.local):
+    """The references of the value that this thread unpickles."""
+
+    refs: list[ObjectRef[Any]] = []
+
+
+_restoring = _Restoring()
+
+def ref_at(index: int) -> ObjectRef[Any]:
+    """What a pickle has in a reference's place."""
+    return _restoring.refs[index]
+
+
+def _unpack_with_refs(buf: Any, view: memoryview) -> Any:
+    _, count = _REFS_HEAD.unpack_from(view)
+    end = _REFS_HEAD.size + count * REF_BYTES
+    value: Any = view[end + -end % ALIGNMENT :]
+    if value[0] != 0x80 and _is_misaligned(buf):
+        value = aligned(value)
+    outer = _restoring.refs
+    _restoring.refs = restore_refs(bytes(view[_REFS_HEAD.size : end]))
+    try:
+        return unpack(value)
+    finally:
+        _restoring.refs = outer
+
+
 # ---- taking apart ----
 
 
@@ -177,13 +219,20 @@ def unpack(buf: Any) -> Any:
         return _loads(view)
     if first == _RAW:
         return bytes(view[ALIGNMENT:])
+    if first == _REFS:
+        return _unpack_with_refs(buf, view)
     if first not in (_ARRAY, _BUFFERS):
         raise ValueError(f"not a packed value: first byte is {first:#x}")
-    if type(buf) is bytes and (id(buf) + _BYTES_HEAD) % ALIGNMENT:
+    if _is_misaligned(buf):
         view = aligned(view)
     if first == _ARRAY:
         return _load_array(view.toreadonly())
     return _unpack(view.toreadonly())
+
+
+def _is_misaligned(buf: Any) -> bool:
+    """True of bytes in this process whose contents do not begin at a multiple of 64."""
+    return type(buf) is bytes and (id(buf) + _BYTES_HEAD) % ALIGNMENT != 0
 
 
 def aligned(view: memoryview) -> memoryview:

@@ -24,10 +24,12 @@ import cloudpickle
 
 from miniray import ids
 from miniray.runtime import worker
-from miniray.runtime.packed import Serialized
+from miniray.runtime.packed import REF_BYTES, Serialized, ref_at
 from miniray.runtime.values import composite
 
 Reducer = Callable[["Pickler", Any], Any]
+
+NO_OWNER = bytes(REF_BYTES - 28)
 
 REDUCERS: dict[type, Reducer] = {}
 """Reducers of the engine by exact type."""
@@ -41,6 +43,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def __init__(self, file: io.BytesIO, buffer_callback: Any, collect: bool) -> None:
         super().__init__(file, 5, buffer_callback)
         self.refs: list[Any] | None = [] if collect else None
+        self.table = bytearray()
         self._own: bytes | None = None
 
     def owner_of(self, ref: Any) -> bytes:
@@ -76,7 +79,7 @@ def serialize(value: Any) -> Serialized:
     buffers: list[pickle.PickleBuffer] = []
     pickler = Pickler(file, buffers.append, True)
     pickler.dump(value)
-    return composite(file.getvalue(), buffers, pickler.refs)
+    return composite(file.getvalue(), buffers, pickler.refs, bytes(pickler.table))
 
 
 def dumps(value: Any) -> bytes:
@@ -143,8 +146,10 @@ def _rebuild_exception(kind: type[BaseException], args: tuple[Any, ...], state: 
 def _reduce_ref(pickler: Pickler, ref: Any) -> Any:
     if pickler.refs is None:
         return ref.__reduce__()
+    index = len(pickler.refs)
     pickler.refs.append(ref)
-    return ids.restore_ref, (ref.binary(), pickler.owner_of(ref))
+    pickler.table += ref.binary() + (pickler.owner_of(ref) or NO_OWNER)
+    return ref_at, (index,)
 
 
 REDUCERS[ids.ObjectRef] = _reduce_ref

@@ -84,11 +84,12 @@ def composite(
     inband: bytes,
     buffers: list[pickle.PickleBuffer],
     refs: list[ObjectRef[Any]] | None,
+    table: bytes,
 ) -> Serialized:
     """What the full pickler made."""
     if not (buffers or refs):
         return Serialized(inband)
-    return Composite(inband, _raw_views(buffers), refs)
+    return Composite(inband, _raw_views(buffers), refs, table)
 
 
 def _raw_views(buffers: list[pickle.PickleBuffer]) -> list[memoryview]:
@@ -177,6 +178,12 @@ def restored(item: Any) -> None:
     """A reference was unpickled; `item` stands for it."""
     collected = _thread.restored
     (_kept if collected is None else collected).append(item)
+
+
+def restored_all(refs: list[ObjectRef[Any]]) -> None:
+    """References were restored together."""
+    collected = _thread.restored
+    (_kept if collected is None else collected).extend([ref.entry for ref in refs])
 
 
 def keep(item: Any) -> None:
@@ -272,9 +279,7 @@ def _pack_args(
         out = pickler.serialize(value)
     except (TypeError, pickle.PicklingError, AttributeError, RecursionError) as e:
         raise _argument_error(args, kwargs, owner, e) from e
-    if out.buffers:
-        return out, direct, list(out.refs)
-    return out.inband, direct, list(out.refs)
+    return (out if out.buffers else out.pack()), direct, list(out.refs)
 
 
 def _argument_error(args: tuple[Any, ...], kwargs: dict[str, Any], owner: Any, cause: Exception) -> TypeError:

@@ -59,7 +59,7 @@ from miniray.runtime.errors import (
     raised,
     unpack_exception,
 )  # fmt: skip
-from miniray.runtime.packed import Serialized
+from miniray.runtime.packed import REF_BYTES, Serialized
 from miniray.runtime.peers import Peers
 from miniray.runtime.raylet_client import RayletClient
 from miniray.runtime.waiting import POLL_LIMIT, Callback, Pump, Waiter
@@ -440,6 +440,16 @@ class CoreWorker:
                 ref = self.new_ref(self._meet(oid, owner_address))
         values.restored(ref.entry)
         return ref
+
+    def refs_restored(self, table: bytes) -> list[ObjectRef[Any]]:
+        """The references inside a value arrived: ids and owners' addresses in one table."""
+        with self.lock:
+            refs, unknown = self._records.known_all(table, REF_BYTES)
+            for index in unknown:
+                row = table[index * REF_BYTES : (index + 1) * REF_BYTES]
+                refs[index] = self.new_ref(self._meet(row[:28], row[28:]))
+        values.restored_all(refs)
+        return refs
 
     def _meet(self, oid: bytes, owner_address: bytes) -> ObjectEntry:
         """An object this process knew nothing of. Under the lock."""

@@ -139,6 +139,10 @@ def test_a_task_is_made_in_one_step() -> None:
     again = maker.known(ref.binary())
     assert again == ref and again.entry is ref.entry and ref.entry.local == 2
     assert maker.known(b"x" * 28) is None
+    table = ref.binary() + b"owner" + b"x" * 28 + b"owner"
+    assert maker.known_all(table, 33) == ([ref, None], [1]) and maker.known_all(b"", 33) == ([], [])
+    with pytest.raises(ValueError):
+        maker.known_all(table, 32)
     with pytest.raises(ValueError):
         maker.task(b"short", template, b"a", None, None, 3, "lane", None, b"p", 2.0)
     with pytest.raises(TypeError):
