@@ -2,7 +2,8 @@
 // step (or each stride-th) the shared memory is copied, the copy's mutex is marked as the kernel
 // would if the child died now, and survivors go to work on the copy. They must find: older objects
 // untouched, each new object whole or absent, the child's memory and pins given back, only whole
-// frames in its ring, and a doorbell that still wakes. A few real kills check the copying itself.
+// frames in a ring it wrote, none lost of a ring it read, and a doorbell that still wakes. A few real
+// kills check the copying itself.
 //
 // Usage: native_death [stride] [phase]; stride 1 takes some 10 s. Exit status 77: no right to ptrace.
 
@@ -74,6 +75,37 @@ void send_frames(Client& client, int fd) {
     mine.send(frame, 20 + i * 11, false);
     mine.tell();
   }
+}
+
+// Frame `n`: its number and a pattern.
+uint32_t make_frame(uint8_t* frame, uint32_t n) {
+  uint32_t length = 20 + n % 7 * 11;
+  fill(frame, n, length);
+  std::memcpy(frame, &n, sizeof(n));
+  return length;
+}
+
+// Reads `count` frames as a drainer does: clear the bit, read, give the room back; then sleep.
+void receive_frames(Client& client, int fd, uint32_t count) {
+  Channel mine;
+  if (mine.attach(&client, 0, fd) != 0) _exit(1);
+  ClientRecord& record = client.record();
+  for (uint32_t seen = 0; seen < count;) {
+    record.summary.exchange(0);
+    record.ready[0].fetch_and(~1ull);
+    FrameHeader header;
+    while (mine.incoming().next(&header) == Consumer::Next::frame) {
+      uint8_t frame[200];
+      mine.incoming().copy(frame, header.length);
+      mine.incoming().skip(header.length);
+      if (++seen % 3 == 0) mine.finish();
+    }
+    mine.finish();
+  }
+  Doorbell bell;
+  bell.open(&record);
+  bell.take_wake();
+  bell.wait(1000, monotonic_ns() + 200'000);
 }
 
 // ---- stepping -------------------------------------------------------------------------------------
@@ -265,6 +297,66 @@ void expect_noticed(Segment* segment, pid_t child) {
   copy->drop();
 }
 
+// The producer goes on after its consumer's death: it meets no lock, what was not read is still
+// there, and what it writes until the ring is full follows in order.
+void expect_producer_goes_on(const Channel& channel, uint32_t written) {
+  size_t bytes = sizeof(ChannelHeader) + 2 * size_t{channel.capacity()};
+  auto* copy = static_cast<ChannelHeader*>(std::aligned_alloc(kPage, (bytes + kPage - 1) / kPage * kPage));
+  std::memcpy(static_cast<void*>(copy), channel.header(), bytes);
+  auto* ring_bytes = reinterpret_cast<uint8_t*>(copy + 1);
+  Producer producer;
+  producer.open(&copy->ring[0], ring_bytes, copy->capacity);
+  Consumer consumer;
+  consumer.open(&copy->ring[0], ring_bytes, copy->capacity);
+  uint8_t frame[200];
+  while (producer.write(frame, make_frame(frame, written), false)) ++written;
+  producer.publish();
+  FrameHeader header;
+  uint32_t next = ~0u;
+  while (consumer.next(&header) == Consumer::Next::frame) {
+    uint8_t expected[200];
+    uint32_t number;
+    consumer.copy(frame, header.length);
+    consumer.skip(header.length);
+    std::memcpy(&number, frame, sizeof(number));
+    CHECK(next == ~0u || number == next);
+    CHECK(header.length == make_frame(expected, number) && !std::memcmp(frame, expected, header.length));
+    next = number + 1;
+  }
+  CHECK(next == written);
+  std::free(copy);
+}
+
+uint64_t deaths_of_reader(uint64_t stride, uint64_t phase) {
+  Client* raylet = new_raylet();
+  Channel channel;
+  int fd;
+  CHECK(channel.create(raylet, 0, 1024, &fd) == 0);
+  uint8_t frame[200];
+  uint32_t written = 0, slot = new_client(*raylet), last_word = 0;
+  while (channel.send(frame, make_frame(frame, written), false) == Sent::ok) ++written;
+  ClientRecord& reader = raylet->segment().client(slot);
+  uint64_t deaths = 0;
+  Script script = [&](Client& client) { receive_frames(client, fd, written); };
+  pid_t child = start(&raylet->segment(), slot, script, true);
+  CHECK(step(child, ~0ull, stride, phase, [&] {
+    expect_producer_goes_on(channel, written);
+    if (reader.sleep.load() != last_word) {  // knocking at a dead reader's door returns
+      Segment* copy = copy_after_death(&raylet->segment(), child);
+      uint32_t never = kNeverKnocked;
+      ring(copy->client(slot), 0, &never);
+      copy->drop();
+    }
+    last_word = reader.sleep.load();
+    ++deaths;
+  }));
+  CHECK(written > 8 && channel.take_room() && last_word != 0);
+  close(fd);
+  channel.close();
+  raylet->drop();
+  return deaths;
+}
+
 uint64_t deaths_in_channel(uint64_t stride, uint64_t phase) {
   Client* raylet = new_raylet();
   Channel channel;
@@ -307,6 +399,7 @@ int main(int argc, char** argv) {
   report("store", deaths_in_store(make_and_drop, false, stride, phase));
   report("rebuild", deaths_in_store(rebuild_and_put, true, stride * 5, phase));
   report("channel", deaths_in_channel(stride, phase));
+  report("reader", deaths_of_reader(stride, phase));
   report("killed for real", real_deaths_in_store(random));
   return 0;
 }

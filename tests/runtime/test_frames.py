@@ -175,10 +175,11 @@ def _decoded(frame: bytes, flags: int, fetch: Any) -> Any:
     """Decoding restores references through the process's worker: a stand-in for it."""
     from miniray.ids import ObjectRef
     from miniray.runtime import worker
+    from miniray.runtime.packed import REF_BYTES
 
     class Restorer:
-        def ref_restored(self, oid: bytes, owner: bytes) -> Any:
-            return ObjectRef(oid, None, None)
+        def refs_restored(self, table: bytes) -> Any:
+            return [ObjectRef(table[at : at + 28], None, None) for at in range(0, len(table), REF_BYTES)]
 
     before = worker._current
     worker._current = Restorer()  # type: ignore[assignment]
