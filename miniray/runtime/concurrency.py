@@ -196,6 +196,8 @@ class _Loop:
         self._limit = asyncio.Semaphore(width)
         self._arrived: deque[_Call] = deque()
         self._running: dict[tuple[Any, int], _Call] = {}
+        self._kinds: dict[tuple[Any, int], int] = {}
+        """How many calls of each method of each caller run."""
         self._scheduled = False
         self._telling = False
 
@@ -219,12 +221,21 @@ class _Loop:
         while self._arrived:
             call = self._arrived.popleft()
             self._running[(call.peer, call.call)] = call
+            kind = (call.peer, call.number)
+            self._kinds[kind] = self._kinds.get(kind, 0) + 1
             call.task = self.loop.create_task(self._run(call))
 
     def _ended(self, call: _Call, results: Any, held: Any, restored: Any, started: int) -> None:
-        """Reply. While other calls run the caller is woken once for several answers."""
+        """Reply. While more calls of the same method run the caller is woken once for several answers.
+
+        Not while others run, which may be slower and hold the loop up.
+        """
         del self._running[(call.peer, call.call)]
-        more = bool(self._running)
+        kind = (call.peer, call.number)
+        left = self._kinds[kind] = self._kinds[kind] - 1
+        if not left:
+            del self._kinds[kind]
+        more = left > 0 and left == len(self._running)
         finish(self._executor, call, results, held, restored, started, more)
         if more and not self._telling:
             self._telling = True
