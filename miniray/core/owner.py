@@ -194,10 +194,15 @@ class Owner:
         if again and self.retry(now, record):
             self._stories.note(now, record.id, f"attempt {record.attempt} raised, and runs again")
             return record
+        self._answered(now, record, results, remote.address)
+        return record
+
+    def _answered(self, now: float, record: TaskRecord, results: list[Result], source: Address) -> None:
+        """The task has ended and these are its results."""
         stored = record.stream is not None      # perhaps: its items are in the record
         values = results if record.stream is None else results[:1]
         for entry, result in zip(record.returns, values, strict=False):
-            self.settle(now, entry, result, remote.address)
+            self.settle(now, entry, result, source)
             if result.state == STORED:
                 stored = True
         if stored and record.held is None:      # else `_done` sees to it, before it unpins
@@ -205,7 +210,6 @@ class Owner:
         if record.stream is not None:
             record.stream.ended(results)
         self._done(now, record, FINISHED)
-        return record
 
     def replied_inline(
         self, now: float, remote: Remote, call: int, spent_us: float, value: bytes
@@ -214,17 +218,21 @@ class Owner:
         record = self.submission.replied(now, remote, call, spent_us)
         if record is None:
             return None
-        for entry in record.returns[:1]:
-            if entry.waiters is None and entry.state == PENDING and not self._watchers:
-                entry.state = INLINE
-                entry.value = value
-                entry.size = len(value)
-                if entry.local <= 0 and entry.pins <= 0:
-                    self.ownership.consider(entry)
-            else:
-                self.settle(now, entry, Result(INLINE, value, len(value)), remote.address)
-        if record.stream is not None:
-            record.stream.ended([Result(INLINE, value, len(value))])
+        entry = record.returns[0] if len(record.returns) == 1 else None
+        if (
+            entry is None
+            or entry.state != PENDING
+            or entry.waiters is not None
+            or self._watchers
+            or record.stream is not None
+        ):
+            self._answered(now, record, [Result(INLINE, value, len(value))], remote.address)
+            return record
+        entry.state = INLINE
+        entry.value = value
+        entry.size = len(value)
+        if entry.local <= 0 and entry.pins <= 0:
+            self.ownership.consider(entry)
         self._done(now, record, FINISHED)
         return record
 
