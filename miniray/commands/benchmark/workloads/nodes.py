@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,8 +33,6 @@ def measure(engine: str, settings: Settings) -> Iterator[Row]:
 
 
 def _cases(ray: Any, settings: Settings, names: tuple[str, ...]) -> Iterator[Case]:
-    import numpy as np
-
     @ray.remote(num_cpus=1, resources={"far": 1})
     def nop() -> bytes:
         return b"ok"
@@ -43,6 +42,8 @@ def _cases(ray: Any, settings: Settings, names: tuple[str, ...]) -> Iterator[Cas
             return b"ok"
 
         def make(self, nbytes: int) -> Any:
+            import numpy as np
+
             return np.ones(nbytes, np.uint8)
 
     far = ray.remote(num_cpus=0, resources={"far": 1})(Far).remote()
@@ -60,4 +61,5 @@ def _cases(ray: Any, settings: Settings, names: tuple[str, ...]) -> Iterator[Cas
     tasks, calls, transfer = names
     yield Case(tasks, "/s", BATCH, batch(nop))
     yield Case(calls, "/s", BATCH, batch(far.call))
-    yield Case(transfer, "s", 1, lambda: ray.get(fresh[0]), "time", prepare=make)
+    if importlib.util.find_spec("numpy"):
+        yield Case(transfer, "s", 1, lambda: ray.get(fresh[0]), "time", prepare=make)
