@@ -266,14 +266,15 @@ class Memory:
             return  # more room is on its way
         if not self.disk_full and self._spill(now, [o for o in objects if o.primary], missing):
             return
-        if now >= room.deadline or self.disk_full:
-            self.rooms.pop(0)
-            self._answer(now, room, store_refusals.full(
-                room.object_id, room.size, survey, self.client_name, room.wait_s, self.disk_full))
-            if self.rooms:
-                self._survey()
-            return
-        self.retry_at = now + RETRY_S
+        late = [room] if self.disk_full else [one for one in self.rooms if now >= one.deadline]
+        self.rooms = [one for one in self.rooms if one not in late]
+        for one in late:
+            self._answer(now, one, store_refusals.full(
+                one.object_id, one.size, survey, self.client_name, one.wait_s, self.disk_full))
+        if late and self.rooms:
+            self._survey()
+        elif self.rooms:
+            self.retry_at = now + RETRY_S
 
     def _evicted(self, now: float, object_id: bytes) -> None:
         self.stories.note(now, object_id, "evicted: the store is full")

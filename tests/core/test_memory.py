@@ -160,6 +160,22 @@ def test_a_store_held_by_readers_is_refused_in_the_end_and_says_by_whom() -> Non
     assert failure.kind == common.STORE_FULL and "90.0 MiB read by r" in failure.message
 
 
+def test_who_waits_less_patiently_is_refused_first_also_from_behind() -> None:
+    store = Store()
+    store.put(1, 90, pinned=True)
+    store.ask(50)
+    refused: list[Any] = []
+    store.memory.room_requested(
+        store.now, worker_pb2.MakeRoom(bytes=20 * MIB, object_id=oid(998)), b"",
+        lambda now, failure: refused.append(failure), wait_s=2.0)
+    store.run()
+    store.wait(3.0)
+    assert [failure.kind for failure in refused] == [common.STORE_FULL] and "after 2 s" in refused[0].message
+    assert not store.replies, "the first one goes on waiting"
+    store.wait(ROOM_WAIT_S)
+    assert store.replies[0].failure.kind == common.STORE_FULL
+
+
 def test_a_full_disk_is_an_error_and_no_loss() -> None:
     store = Store()
     store.disk_full = True
