@@ -79,6 +79,7 @@ def test_two_engines_are_compared_by_ratios() -> None:
     found = json.loads(run(*arguments, "--json").stdout)
     assert found["ratios"].keys() == {"put 1 KB", "put 200 KB array", "put 100 MB"}
     assert found["geometric_mean"] == pytest.approx(compare.geometric_mean(list(found["ratios"].values())))
+    assert found["calibrated_geometric_mean"] > 0
     text = run(*arguments).output
     assert "geometric mean of the ratios" in text and "put 1 KB" in text
 
