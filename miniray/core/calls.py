@@ -186,9 +186,11 @@ class ActorCalls:
         """
         client: ActorClient = record.client
         assert record.state != PUSHED, record
-        if client.state != DEAD:    # else the queue is given up already
+        try:
             client.queue.remove(record)
-            self.flush(now, client)
+        except ValueError:      # given up already, together with the call whose result it takes
+            return
+        self.flush(now, client)
 
     def handles_gone(self, client: ActorClient) -> None:
         """No process has a handle any more (the object that handles carry was freed)."""

@@ -262,3 +262,17 @@ def test_nobody_is_told_of_the_handles_of_a_dead_actor() -> None:
     rig.news("a", DEAD)
     rig.owner.calls.handles_gone(rig.actors["a"])
     assert rig.effects() == []
+
+
+def test_calls_that_a_restart_gives_up_together_may_depend_on_one_another() -> None:
+    rig = Rig()
+    rig.actor("actor")
+    rig.news("actor", "ALIVE", W1)
+    rig.dies(W1)
+    rig.submit("a", actor="actor")
+    rig.submit("b", "a", actor="actor")
+    rig.submit("c", actor="actor", retries=1)
+    rig.news("actor", "RESTARTING", restarts=1)
+    assert rig.value("a") == rig.value("b") == ("error", "cause") and rig.value("c") is None
+    rig.news("actor", "ALIVE", W2, restarts=1)
+    assert rig.pushes() == ["push c to w2"]
