@@ -104,6 +104,9 @@ class Inbox:
         if worker.state == DRIVER:  # its connection may live on in a forked child
             self.node.out.append(DropClient(worker.worker_id))
 
+    def _on_exit_refused(self, now: float, worker: Worker, message: worker_pb2.ExitRefused) -> None:
+        self.node.leases.leave_refused(now, worker)
+
     def _on_current_task(self, now: float, worker: Worker, message: worker_pb2.CurrentTask) -> None:
         worker.current_task = message.name
 
@@ -127,4 +130,5 @@ _HANDLERS: dict[str, Any] = {
     "control": Inbox._on_control, "task_events": Inbox._on_task_events,
     "actor_ready": Inbox._on_actor_ready, "exiting": Inbox._on_exiting,
     "current_task": Inbox._on_current_task, "kill": Inbox._on_kill, "watch": Inbox._on_watch,
+    "exit_refused": Inbox._on_exit_refused,
 }

@@ -223,6 +223,12 @@ class Leases:
         if worker is not None and worker.state == BUSY:
             self._hand_on(now, worker)
 
+    def leave_refused(self, now: float, worker: Worker) -> None:
+        """An idle worker that was asked to end stays: it may be waited for by now."""
+        next_grant = self.pool.leave_refused(now, worker)
+        if next_grant:
+            self.worker_found(now, next_grant, worker)
+
     def _hand_on(self, now: float, worker: Worker) -> None:
         """A worker has become free: to the next grant that waits for such a one, or idle."""
         next_grant = self.pool.released(now, worker)

@@ -487,6 +487,14 @@ class Owner:
                 self.submission.ready(now, record)
         return None
 
+    @property
+    def lends(self) -> bool:
+        """Whether other processes hold objects, or actors, that end with this one."""
+        return any(
+            entry.owner is None and entry.rare is not None and entry.rare.borrowers
+            for entry in self.directory.objects.values()
+        )
+
     # ---- machine
 
     def next_deadline(self) -> float | None:

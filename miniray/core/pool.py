@@ -10,11 +10,13 @@ A *grant* (a lease or an actor that already holds its resources; see `core.lease
 ::
 
     StartWorker ─▶ starting ─▶ idle ◀──▶ busy ─▶ stopping ─▶ gone
+                      │         ▲└─▶ asked ─────────────────────┘
+                      │         └──────┘ refused: it owns what others hold
                       └── died or silent for 60 s: `worker_start_failed`, retried, then refused
 
 Pure; runs inside `core.node.Node`. Limits: at most `start_limit` processes start at one time, so
 a burst of actors does not starve the heartbeat (and as many more whose runtime environment has to
-be made, with its own time limit); idle workers beyond the number of CPUs end after
+be made, with its own time limit); idle workers beyond the number of CPUs are asked to end after
 `IDLE_KEEP_S`. There is no limit on blocked workers; runnable ones are bounded by resources.
 """
 
@@ -26,11 +28,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from miniray._proto import common_pb2 as common
+from miniray._proto import worker_pb2
 from miniray.core import environments
-from miniray.core.node_effects import StartWorker, StopWorker
+from miniray.core.node_effects import StartWorker, StopWorker, to_client
 
 ANY_JOB = b""
 IDLE_KEEP_S = 1.0
+REFUSED_KEEP_S = 10.0
+"""A worker that is needed for what it owns is asked again after this."""
 REGISTER_WITHIN_S = 60.0
 START_ATTEMPTS = 3
 
@@ -50,6 +55,7 @@ FOR_ANYTHING = Key(ANY_JOB, "", "")
 
 IDLE = "idle"
 BUSY = "busy"
+ASKED = "asked"
 STOPPING = "stopping"
 DRIVER = "driver"
 
@@ -199,6 +205,18 @@ class Pool:
         worker.kill_at = None if force else now + within_s
         self.out.append(StopWorker(worker_id=worker.worker_id, force=force))
 
+    def _ask_to_leave(self, worker: Worker) -> None:
+        self._forget_idle(worker)
+        worker.state = ASKED
+        message = worker_pb2.Exit(graceful=True, reason="idle", if_unneeded=True)
+        self.out.append(to_client(worker.worker_id, exit=message))
+
+    def leave_refused(self, now: float, worker: Worker) -> int:
+        """It owns what others hold, and stays. Returns the grant that gets it, 0 for none."""
+        if worker.state != ASKED:
+            return 0
+        return self._offer(now, worker, now + REFUSED_KEEP_S)
+
     def expect_exit(self, now: float, worker: Worker, reason: str, within_s: float) -> None:
         """The worker was asked by message to end itself; after `within_s` it is killed."""
         if worker.state == IDLE:
@@ -221,7 +239,8 @@ class Pool:
     def job_ended(self, now: float, job_id: bytes, keep: dict[bytes, None]) -> None:
         """Stop the job's workers, but those in `keep` (they host detached actors)."""
         for worker in list(self.workers.values()):
-            if worker.job_id == job_id and worker.state in (IDLE, BUSY) and worker.worker_id not in keep:
+            ours = worker.job_id == job_id and worker.worker_id not in keep
+            if ours and worker.state in (IDLE, BUSY, ASKED):
                 self.stop(now, worker, "its job has ended", force=True)
         for entry in self.starting.values():
             if entry.key.job_id == job_id and not entry.stopping and not self.waiting.get(entry.key):
@@ -255,11 +274,11 @@ class Pool:
                 self.out.append(StopWorker(worker_id=worker.worker_id, force=True))
             elif surplus > 0 and worker.state == IDLE and worker.idle_since + IDLE_KEEP_S <= now:
                 surplus -= 1
-                self.stop(now, worker, "idle", force=False)
+                self._ask_to_leave(worker)
 
     # ---- inside ----
 
-    def _offer(self, now: float, worker: Worker) -> int:
+    def _offer(self, now: float, worker: Worker, idle_since: float | None = None) -> int:
         """Give a free worker to the longest waiting compatible grant, else keep it idle."""
         for key in self._served_by(worker):
             queue = self.waiting.get(key)
@@ -272,6 +291,7 @@ class Pool:
                 self._start_for_waiting(now)
                 return grant_id
         worker.state = IDLE
+        worker.idle_since = now if idle_since is None else idle_since
         self.idle.setdefault(worker.key, {})[worker.worker_id] = None
         self._start_for_waiting(now)
         return 0

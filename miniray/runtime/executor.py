@@ -178,6 +178,9 @@ class Executor:
         if kind == "start_actor":
             self._start = message
         elif kind == "exit":
+            if message.if_unneeded and self._needed():
+                self.worker.raylet.send(wire.ToRaylet(exit_refused=wire.ExitRefused()))
+                return
             self._exit = message
             if not message.graceful:
                 self.leave(message.reason or "told to exit")
@@ -186,6 +189,10 @@ class Executor:
             return
         self.work.notify(None)
         self.worker.pump.wake()
+
+    def _needed(self) -> bool:
+        with self.worker.lock:
+            return self.running is not None or bool(self.queue) or self.worker.owner.lends
 
     def adopt(self, job: pb.JobInfo) -> None:
         """This worker now belongs to a job: import what its driver could import."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import numpy as np
@@ -169,6 +170,22 @@ def test_what_a_task_has_put_outlives_an_actor_started_later():
         assert get(guest.ready.remote())
         ray.kill(guest)
     assert get(inner).sum() == 300_000
+
+
+def test_idle_workers_end_but_not_those_that_own_what_others_hold(wait_until):
+    @ray.remote(num_cpus=0.1)
+    def own(i):
+        time.sleep(1.0)     # so that each gets a worker of its own
+        return [ray.put(i)], os.getpid()
+
+    owned = get([own.remote(i) for i in range(8)])
+    kept = [(refs[0], i, pid) for i, (refs, pid) in enumerate(owned) if i % 3 == 0]
+    others = {pid for _, pid in owned} - {pid for _, _, pid in kept}
+    assert len(others) > 2
+    del owned
+    wait_until(lambda: sum(os.path.exists(f"/proc/{pid}") for pid in others) <= 2, timeout_s=60)
+    for ref, i, _ in kept:
+        assert get(ref) == i
 
 
 class Tidy:

@@ -137,6 +137,15 @@ def test_while_an_actor_restarts_only_calls_that_may_be_retried_wait() -> None:
     assert rig.effects() == ["push patient to w2"]
 
 
+def test_calls_that_wait_for_one_another_all_fail_with_a_restart() -> None:
+    rig = alive_actor()
+    rig.dies(W1)
+    rig.submit("first", actor="a")
+    rig.submit("second", "first", actor="a")
+    rig.news("a", RESTARTING, restarts=1, cause="restarting")
+    assert rig.value("first") == rig.value("second") == ("error", "restarting")
+
+
 def test_a_restart_sends_retriable_calls_again_first_and_in_order() -> None:
     rig = alive_actor()
     rig.submit("one", actor="a", retries=1)

@@ -6,10 +6,11 @@ import random
 from typing import Any
 
 from miniray._proto import common_pb2 as common
-from miniray.core.node_effects import StartWorker, StopWorker
+from miniray.core.node_effects import StartWorker, StopWorker, ToClient
 from miniray.core.pool import (
     ACTORS,
     ANY_JOB,
+    ASKED,
     GPU_TASKS,
     IDLE,
     IDLE_KEEP_S,
@@ -122,8 +123,26 @@ def test_idle_workers_beyond_the_cores_end_after_a_second() -> None:
     assert bench.pool.next_deadline() == 10.0 + IDLE_KEEP_S
     bench.pool.tick(10.0 + IDLE_KEEP_S)
     assert sum(w.state == IDLE for w in bench.pool.workers.values()) == 2
-    assert len([e for e in bench.out if isinstance(e, StopWorker)]) == 1
-    assert all(w.intended for w in bench.pool.workers.values() if w.state != IDLE)
+    (asked,) = [w for w in bench.pool.workers.values() if w.state == ASKED]
+    (message,) = [e for e in bench.out if isinstance(e, ToClient)]
+    assert message.worker_id == asked.worker_id and message.message.exit.if_unneeded
+    bench.pool.check()
+
+
+def test_a_worker_that_others_need_stays_and_is_asked_again_later() -> None:
+    bench = Bench(cpus=1)
+    for grant in (1, 2):
+        bench.pool.acquire(0.0, A, grant)
+    for start in bench.starts():
+        bench.register(start)
+    for worker in list(bench.pool.workers.values()):
+        bench.pool.released(10.0, worker)
+    bench.pool.tick(20.0)
+    (asked,) = [w for w in bench.pool.workers.values() if w.state == ASKED]
+    assert bench.pool.leave_refused(20.0, asked) == 0 and asked.state == IDLE
+    del bench.out[:]
+    bench.pool.tick(20.0 + IDLE_KEEP_S)
+    assert asked.state == IDLE
     bench.pool.check()
 
 

@@ -142,6 +142,9 @@ class Executor:
 
     def exit_requested(self, message: wire.Exit) -> None:
         """The raylet wants this process to end: at once, or when nothing is left to do."""
+        if message.if_unneeded and (self.worker.owner.lends or self.worker.owner.unfinished):
+            self.worker.tell_raylet(wire.ToRaylet(exit_refused=wire.ExitRefused()))
+            return
         self._exit = message
         if not message.graceful:
             self.worker.leave(message.reason)
