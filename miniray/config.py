@@ -130,6 +130,12 @@ KNOBS = {
             "leave CUDA_VISIBLE_DEVICES alone",
             ("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES",),
         ),
+        Knob(
+            "accel_env_var_override_on_zero",
+            False,
+            "tasks and actors without GPUs see none, instead of what their node's processes see",
+            ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",),
+        ),
     )
 }
 

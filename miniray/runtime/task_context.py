@@ -13,6 +13,7 @@ import sys
 from contextvars import ContextVar
 from typing import Any
 
+from miniray import config
 from miniray._proto import worker_pb2 as wire
 from miniray.core.resources import UNIT
 from miniray.runtime import values
@@ -41,12 +42,11 @@ class Assignment:
     def show_devices(self) -> None:
         """Libraries see what was assigned: as many threads as CPUs, and the GPUs, as in Ray."""
         limit_threads(max(1, self.resources.get("CPU", 0) // UNIT))
-        if os.environ.get("MINIRAY_NOSET_CUDA_VISIBLE_DEVICES") or os.environ.get(
-            "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
-        ):
-            return
         gpus = [str(index) for name, index, _ in self.slots if name == "GPU"]
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        if not gpus and not config.get("accel_env_var_override_on_zero"):
+            return
+        if not config.get("noset_cuda_visible_devices"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
 
 
 _threads_shown = ""

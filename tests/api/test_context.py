@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 import miniray as ray
@@ -118,3 +120,13 @@ def test_older_names_warn():
         assert ray.get_runtime_context().job_id.hex() == ray.get_runtime_context().get_job_id()
     with pytest.warns(DeprecationWarning, match=r"Use get_node_id\(\) instead"):
         assert ray.get_runtime_context().node_id.hex() == ray.get_runtime_context().get_node_id()
+
+
+def test_tasks_without_gpus_see_what_their_node_sees_unless_told_otherwise():
+    @ray.remote
+    def visible():
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    assert ray.get(visible.remote(), timeout=30) == os.environ.get("CUDA_VISIBLE_DEVICES")
+    told = {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}}
+    assert ray.get(visible.options(runtime_env=told).remote(), timeout=30) == ""
