@@ -33,7 +33,7 @@ from typing import Any, NoReturn
 from miniray.runtime import agent, boot, session_lock
 
 PACKET_LIMIT = 128 * 1024
-COMMON = ("cloudpickle", "miniray.runtime.executor")
+COMMON = ("cloudpickle", "miniray.runtime.worker_process")
 """What every worker needs: imported once here, shared by all."""
 EARLY_FORKS = 2
 """So many workers are forked before numpy is imported, which takes longer than all the rest of a
@@ -275,12 +275,12 @@ def reseed() -> None:
 
 def run_worker(spec: dict[str, Any]) -> NoReturn:
     """Decode the spec and hand over to the worker's main."""
-    from miniray.runtime import executor
+    from miniray.runtime import worker_process
 
     decoded = dict(spec)
     for name in ("startup_token", "node_id", "job_id"):
         decoded[name] = bytes.fromhex(spec[name])
-    executor.run_worker(decoded)
+    worker_process.run_worker(decoded)
     os._exit(0)
 
 
