@@ -39,6 +39,11 @@ WRITE_PARTS = 64
 _LENGTH = struct.Struct("<I")
 
 
+def _brings_descriptor(message: ToRaylet) -> bool:
+    """A ring's; a channel to another node has none, though one may have been read along with it."""
+    return message.WhichOneof("body") == "channel_open" and not message.channel_open.target_node_id
+
+
 @dataclass(slots=True, eq=False)
 class Client:
     """One connection. `worker_id` is given by the raylet before registration."""
@@ -149,7 +154,7 @@ class ClientServer:
     def _handle(self, client: Client, message: ToRaylet) -> None:
         if client.registered:
             fd = None
-            if client.fds and message.WhichOneof("body") == "channel_open":
+            if client.fds and _brings_descriptor(message):
                 fd = client.fds.popleft()
             self._events.on_message(client, message, fd)
             return

@@ -184,6 +184,21 @@ def test_tasks_go_where_their_large_arguments_are(three: Three, ray: Any) -> Non
 # ---- calls
 
 
+def test_channels_to_here_and_to_elsewhere_are_opened_in_one_breath(three: Three, ray: Any) -> None:
+    """A ring's descriptor is read along with requests for connections that have none."""
+
+    @ray.remote
+    class Actor:
+        def where(self) -> str:
+            return where()
+
+    for _ in range(3):
+        names = list(three.nodes) * 6
+        actors = [Actor.options(**three.on(name, num_cpus=0)).remote() for name in names]
+        answers = ray.get([actor.where.remote() for actor in actors], timeout=60)
+        assert answers == [three.nodes[name].node_id for name in names]
+
+
 def test_actor_calls_cross_nodes_in_order(three: Three, ray: Any) -> None:
     @ray.remote
     class Log:
