@@ -204,6 +204,9 @@ class LocalActors:
         self._kept.pop(actor_id, None)
         actor.end(_died(actor, "it was killed by `ray.kill`"))
 
+    def out_of_scope(self, actor_id: bytes) -> None:
+        """The last handle of an actor of an earlier session is gone: it ended with that session."""
+
     def close(self) -> None:
         """The session ends."""
         for actor in list(self._actors.values()):

@@ -15,7 +15,12 @@ from miniray import exceptions
 
 @pytest.fixture(scope="module", autouse=True)
 def here():
+    ray.init(address="local", num_cpus=1)
+    handle_of_an_earlier_session = Counter.remote()
+    ray.get(handle_of_an_earlier_session.add.remote())
+    ray.shutdown()
     ray.init(num_cpus=2, local_mode=True)
+    del handle_of_an_earlier_session
     yield
     ray.shutdown()
 
