@@ -15,7 +15,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from miniray.runtime import agent, rpc, sessions
+from miniray.runtime import agent, loops, rpc, sessions
 from miniray.runtime.daemon import tell_ready
 from miniray.runtime.gcs import GcsShell
 from miniray.runtime.storage import StorageError, open_storage
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def serve_head(options: HeadOptions, directory: str) -> int:
     """Run the GCS until it ends. Returns the exit status; StorageError, RpcError before it is up."""
-    return asyncio.run(_serve(options, directory))
+    return loops.run(_serve(options, directory))
 
 
 async def _serve(options: HeadOptions, directory: str) -> int:

@@ -23,7 +23,7 @@ from miniray import _native, config
 from miniray._proto import common_pb2 as common
 from miniray.core import resources
 from miniray.core.node import Node
-from miniray.runtime import agent, host, sessions
+from miniray.runtime import agent, host, loops, sessions
 from miniray.runtime.daemon import tell_ready
 from miniray.runtime.raylet import Raylet
 
@@ -48,7 +48,7 @@ def serve_node(
 ) -> int:
     """Run one node until it ends. Returns the exit status."""
     daemon = NodeDaemon(options, directory, (zygote, zygote_pid), local)
-    return asyncio.run(daemon.run())
+    return loops.run(daemon.run())
 
 
 class NodeDaemon:
