@@ -84,7 +84,7 @@ class Hosting:
             self._send_created(gcs_pb2.ActorCreated(
                 actor_id=actor_id, attempt=message.attempt, failure=failure))
             return
-        grant = self.leases.new_grant(now, cls, allocation, depth=1)
+        grant = self.leases.new_grant(now, cls, allocation, depth=0)
         grant.actor_id = actor_id
         self.actors[actor_id] = Hosted(message.spec, message.attempt, grant.grant_id)
         self.restartable[actor_id] = message.spec.max_restarts != 0

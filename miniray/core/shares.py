@@ -8,7 +8,7 @@ While queues wait, leases do not stay with whoever came first. One at a time is 
 (`LeaseRevoked` without a failure; its holder returns it when what is in flight is done):
 - from work of lower priority, at once;
 - from a job that holds more than the waiting one, by at least what is waited for;
-- within a job, from another class of tasks that has had its `SAME_JOB_SLICE_S`.
+- within a job, from another class of tasks, or another caller, that has had its `SAME_JOB_SLICE_S`.
 
 Two jobs that ask for more than there is get equal CPU time, in slices of about `SLICE_S`. Pure;
 part of `core.leases`.
@@ -31,7 +31,7 @@ BALANCE_EVERY_S = 0.1
 SLICE_S = 0.1
 """A lease of another job may be asked back when it is this old."""
 SAME_JOB_SLICE_S = 0.5
-"""The same for a lease of another class of the same job."""
+"""The same for a lease of another class, or another caller, of the same job."""
 DECAY = 0.93
 """What a balance leaves of the use so far: half of it counts a second later."""
 TURNS_KEPT = 4096
@@ -116,11 +116,17 @@ class Shares:
             elif grant.cls.job_id != queue.cls.job_id:
                 claim = age >= SLICE_S and theirs - mine >= need
             else:  # deeper work of a job goes first
-                claim = (min(age, now - head.since) >= SAME_JOB_SLICE_S and grant.cls != queue.cls
+                waiting = head if grant.cls != queue.cls else _of_another(queue, grant)
+                claim = (waiting is not None and min(age, now - waiting.since) >= SAME_JOB_SLICE_S
                          and grant.depth <= queue.depth + 1)
             if claim and (best is None or theirs > held.get(best.cls.job_id, 0)):
                 best = grant
         return best
+
+
+def _of_another(queue: Queue, grant: Grant) -> Request | None:
+    """The first request in the queue that is not of the lease's own holder."""
+    return next((request for request in queue.requests.values() if request.key[0] != grant.key[0]), None)
 
 
 def _class_of(queue: Queue) -> ClassKey:

@@ -370,6 +370,24 @@ def test_another_function_of_the_same_job_gets_its_turn() -> None:
     assert [g.request_id for g in rig.grants(driver)] == [second]
 
 
+def test_another_caller_of_the_same_function_gets_its_turn() -> None:
+    rig = Rig(CPU=1)
+    first, second = rig.driver(), rig.driver()
+    rig.boot_all()
+    rig.ask(first)
+    (grant,) = rig.grants(first)
+    rig.ask(first)
+    wanted = rig.ask(second)
+    rig.advance(1.0)
+    (revoked,) = rig.messages(first, "lease_revoked")
+    assert revoked.lease_id == grant.lease_id
+    rig.give_back(first, grant.lease_id)
+    rig.advance(1.0)
+    for again in rig.grants(first):
+        rig.give_back(first, again.lease_id)
+    assert [g.request_id for g in rig.grants(second)] == [wanted]
+
+
 def test_a_queue_that_starved_keeps_others_from_its_resources() -> None:
     rig = Rig(CPU=2)
     driver = rig.driver()
