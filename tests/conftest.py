@@ -34,6 +34,9 @@ os.environ.update([MARK.split("=", 1)])
 for _variable in ("MINIRAY_ADDRESS", "RAY_ADDRESS", "MINIRAY_AUTH_TOKEN", "RAY_AUTH_TOKEN"):
     os.environ.pop(_variable, None)
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:   # a shell's job in the background: drivers inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def pytest_sessionfinish() -> None:
     shutil.rmtree(TMPDIR, ignore_errors=True)
