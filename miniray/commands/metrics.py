@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -29,15 +28,10 @@ def metrics(address: str | None) -> None:
 def read_reports(request: Request) -> Iterator[dict[str, Any]]:
     """The latest report of each process of each job whose data the head still has."""
     from miniray._proto import gcs_pb2
-    from miniray.util.metrics import KEY_PREFIX, namespace_of
+    from miniray.util.metrics import reports_of
 
     for job in request("job_list", gcs_pb2.JobList()).jobs.jobs:
-        space = namespace_of(job.job_id)
-        keys = request("kv_keys", gcs_pb2.KvKeys(namespace=space, prefix=KEY_PREFIX)).kv_names.keys
-        for key in keys:
-            found = request("kv_get", gcs_pb2.KvGet(namespace=space, key=key)).kv
-            if found.found:
-                yield json.loads(found.value)
+        yield from reports_of(job.job_id, request)
 
 
 def exposition(reports: Iterable[dict[str, Any]]) -> str:

@@ -45,7 +45,16 @@ from miniray.runtime import (
     values,
 )  # fmt: skip
 from miniray.runtime.errors import pack_exception, task_error
-from miniray.runtime.task_context import CURRENT, NO_LEASE, Assignment, ExitActor, Function, TaskContext
+from miniray.runtime.returns import fixed
+from miniray.runtime.task_context import (
+    CURRENT,
+    NO_LEASE,
+    Assignment,
+    ExitActor,
+    Function,
+    TaskContext,
+    TaskHost,
+)
 from miniray.runtime.waiting import Waiter
 from miniray.runtime.worker import INLINE_LIMIT, CoreWorker
 
@@ -74,11 +83,11 @@ class Work(Waiter):
         self.signal()
 
 
-class Executor:
+class Executor(TaskHost):
     """One per worker process."""
 
     def __init__(self, worker: CoreWorker) -> None:
-        self.worker = worker
+        super().__init__(worker)
         self.queue: deque[tuple[Any, bytes]] = deque()
         self.work = Work()
         self.actor: Any = None
@@ -107,16 +116,6 @@ class Executor:
         signal.signal(signal.SIGINT, self._on_interrupt)
 
     # ---- context
-
-    @property
-    def current_task(self) -> bytes:
-        """The task that runs on this thread or coroutine."""
-        context = CURRENT.get()
-        return context.task_id if context is not None else self.worker.default_task
-
-    def context(self) -> TaskContext | None:
-        """What runs on this thread or coroutine, or None outside of tasks."""
-        return CURRENT.get()
 
     def on_task_thread(self) -> bool:
         """True where waiting means that a task waits."""
@@ -382,15 +381,7 @@ class Executor:
             return streams.produce(self, value, returns, tid, peer, call, function)
         if isinstance(value, Generator):
             return streams.fill(self, value, returns, tid, peer, function)
-        if not isinstance(value, (tuple, list)) and not hasattr(value, "__iter__"):
-            raise ValueError(
-                f"The task returned {value!r}, but num_returns={returns}: return a tuple of {returns} values"
-            )
-        items = list(value)
-        if len(items) != returns:
-            raise ValueError(
-                f"Task returned {len(items)} objects, but num_returns={returns}: return exactly that many"
-            )
+        items = fixed(value, returns)
         return [self.result(item, ids.object_id(tid, i + 1), peer) for i, item in enumerate(items)]
 
     def result(self, value: Any, oid: bytes, peer: Any) -> Result:

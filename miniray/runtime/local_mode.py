@@ -31,12 +31,20 @@ from miniray.core.owner import Result
 from miniray.core.tasks import DYNAMIC, MethodTemplate, TaskTemplate
 from miniray.exceptions import ActorDiedError, RayTaskError, TaskCancelledError
 from miniray.ids import ObjectRef, TaskID
-from miniray.runtime import actor_exit, local_objects, values
+from miniray.runtime import actor_exit, local_objects, returns, values
 from miniray.runtime.definitions import scheduling_class
 from miniray.runtime.errors import dependency_error, pack_exception, task_error
 from miniray.runtime.local_mode_actors import Call, LocalActor, LocalActors
 from miniray.runtime.packed import Serialized
-from miniray.runtime.task_context import CURRENT, NO_LEASE, Assignment, ExitActor, TaskContext, bound_method
+from miniray.runtime.task_context import (
+    CURRENT,
+    NO_LEASE,
+    Assignment,
+    ExitActor,
+    TaskContext,
+    TaskHost,
+    bound_method,
+)
 from miniray.runtime.worker import INLINE_LIMIT, CoreWorker
 
 
@@ -47,26 +55,14 @@ class ArgumentFailed(Exception):
         self.error = error
 
 
-class LocalExecutor:
+class LocalExecutor(TaskHost):
     """What the library asks of an executor, where calls run on their callers' threads."""
 
+    worker: LocalWorker
     attempt = 0
 
     def leave_soon(self) -> None:
         """`exit_actor()` was called: what it raises ends the actor."""
-
-    def __init__(self, worker: LocalWorker) -> None:
-        self._worker = worker
-
-    @property
-    def current_task(self) -> bytes:
-        """The task that runs on this thread or coroutine."""
-        context = CURRENT.get()
-        return context.task_id if context is not None else self._worker.default_task
-
-    def context(self) -> TaskContext | None:
-        """What runs on this thread or coroutine, or None outside of tasks."""
-        return CURRENT.get()
 
     @property
     def assignment(self) -> Assignment:
@@ -77,7 +73,7 @@ class LocalExecutor:
     def actor_spec(self) -> pb.ActorSpec | None:
         """The actor that runs on this thread or coroutine."""
         context = CURRENT.get()
-        actor = self._worker.actors.find(context.actor_id) if context is not None else None
+        actor = self.worker.actors.find(context.actor_id) if context is not None else None
         return actor.spec if actor is not None else None
 
     def on_task_thread(self) -> bool:
@@ -89,7 +85,7 @@ class LocalExecutor:
 
     def stop(self) -> None:
         """The library shuts down."""
-        self._worker.actors.close()
+        self.worker.actors.close()
 
 
 class LocalStream:
@@ -146,7 +142,7 @@ class LocalStream:
             self._ended = True
             failure = worker.failure(call, error)
             worker.settle(self._done, failure)
-            return worker.hold_failure(oid, failure)
+            return worker.made(oid, failure)
         finally:
             CURRENT.reset(token)
 
@@ -286,32 +282,15 @@ class LocalWorker(CoreWorker):
         if call.returns == 0:
             return []
         if not isinstance(value, Generator):
-            return [self.packed(item) for item in self._items(call, value)]
+            return [self.packed(item) for item in returns.fixed(value, call.returns)]
         outcomes: list[Serialized | bytes] = []
         try:
             outcomes.extend(self.packed(item) for item in itertools.islice(value, call.returns))
             if len(outcomes) < call.returns:
-                raise ValueError(
-                    f"{call.name} yielded {len(outcomes)} values, but num_returns={call.returns}: "
-                    "yield exactly that many"
-                )
+                raise returns.too_few(call.name, len(outcomes), call.returns)
         except Exception as error:
             outcomes.extend([self.failure(call, error)] * (call.returns - len(outcomes)))
         return outcomes
-
-    def _items(self, call: Call, value: Any) -> list[Any]:
-        if not isinstance(value, (tuple, list)) and not hasattr(value, "__iter__"):
-            raise ValueError(
-                f"The task returned {value!r}, but num_returns={call.returns}: "
-                f"return a tuple of {call.returns} values"
-            )
-        items = list(value)
-        if len(items) != call.returns:
-            raise ValueError(
-                f"Task returned {len(items)} objects, but num_returns={call.returns}: "
-                "return exactly that many"
-            )
-        return items
 
     def _stream(self, call: Call, value: Any) -> Any:
         from miniray.generator import DynamicObjectRefGenerator, ObjectRefGenerator
@@ -319,19 +298,15 @@ class LocalWorker(CoreWorker):
         if inspect.isasyncgen(value):
             assert call.actor is not None
             value = _stepwise(value, call.actor.loop())
-        if not hasattr(value, "__iter__"):
-            raise ValueError(
-                "num_returns='streaming' or 'dynamic' needs a generator, "
-                f"but the task returned {type(value).__name__}"
-            )
+        items = returns.stream(value)
         tid = call.context.task_id
         if call.returns == DYNAMIC:
-            refs = [self.hold(ids.object_id(tid, i + 2), item) for i, item in enumerate(value)]
+            refs = [self.hold(ids.object_id(tid, i + 2), item) for i, item in enumerate(items)]
             return self.hold(ids.object_id(tid, 1), DynamicObjectRefGenerator(refs))
         with self.lock:
             done = self.owner.directory.own(ids.object_id(tid, 1))
             ref = self.new_ref(done)
-        stream: Any = LocalStream(self, call, iter(value), done)
+        stream: Any = LocalStream(self, call, iter(items), done)
         return ObjectRefGenerator(stream, ref)
 
     def _scheduled(self, call: Call, actor: LocalActor) -> Any:
@@ -394,13 +369,10 @@ class LocalWorker(CoreWorker):
 
     def hold(self, oid: bytes, value: Any) -> ObjectRef[Any]:
         """A reference to a value of ours."""
-        return self._made(oid, self.packed(value))
+        return self.made(oid, self.packed(value))
 
-    def hold_failure(self, oid: bytes, failure: bytes) -> ObjectRef[Any]:
-        """A reference that raises."""
-        return self._made(oid, failure)
-
-    def _made(self, oid: bytes, outcome: Serialized | bytes) -> ObjectRef[Any]:
+    def made(self, oid: bytes, outcome: Serialized | bytes) -> ObjectRef[Any]:
+        """A reference to a packed value of ours, or one that raises a packed error."""
         with self.lock:
             entry = self.owner.directory.own(oid)
             ref = self.new_ref(entry)
@@ -409,7 +381,7 @@ class LocalWorker(CoreWorker):
 
     def _references(self, call: Call, outcomes: Sequence[Serialized | bytes]) -> Any:
         tid = call.context.task_id
-        refs = [self._made(ids.object_id(tid, i + 1), outcome) for i, outcome in enumerate(outcomes)]
+        refs = [self.made(ids.object_id(tid, i + 1), outcome) for i, outcome in enumerate(outcomes)]
         return refs[0] if call.returns == 1 else refs or None
 
     def _failed(self, call: Call, error: BaseException) -> Any:
@@ -417,7 +389,7 @@ class LocalWorker(CoreWorker):
         if call.returns >= 0:
             return self._references(call, [failure] * call.returns)
         if call.returns == DYNAMIC:
-            return self.hold_failure(ids.object_id(call.context.task_id, 1), failure)
+            return self.made(ids.object_id(call.context.task_id, 1), failure)
         return self._stream(call, _raising(error))
 
     def settle(self, entry: ObjectEntry, outcome: Serialized | bytes) -> None:

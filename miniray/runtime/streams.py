@@ -22,6 +22,7 @@ from miniray.core.directory import FAILED, FREED, PENDING, STORED, ObjectEntry, 
 from miniray.core.owner import Result
 from miniray.core.tasks import DYNAMIC, TaskRecord
 from miniray.runtime import frames
+from miniray.runtime import returns as returned
 from miniray.runtime.errors import pack_exception, task_error
 from miniray.runtime.waiting import Callback, Waiter
 
@@ -235,15 +236,11 @@ def produce(
     A "dynamic" task that raises has two results: the generator, whose last item is to be the error,
     and the error.
     """
-    if not hasattr(value, "__iter__"):
-        raise ValueError(
-            "num_returns='streaming' or 'dynamic' needs a generator, "
-            f"but the task returned {type(value).__name__}"
-        )
+    items = returned.stream(value)
     count = 0
     progress = _running[(peer, call)] = Progress(function.backpressure)
     try:
-        for item in value:
+        for item in items:
             send_item(executor, item, count, tid, peer, call)
             count += 1
             progress.wait_for(count)
@@ -275,10 +272,7 @@ def fill(
                 break
             results.append(executor.result(item, ids.object_id(tid, len(results) + 1), peer))
         if len(results) < returns:
-            raise ValueError(
-                f"{function.name} yielded {len(results)} values, but num_returns={returns}: "
-                "yield exactly that many"
-            )
+            raise returned.too_few(function.name, len(results), returns)
     except Exception as error:
         results.extend([executor.failure(error, function)] * (returns - len(results)))
     return results

@@ -11,12 +11,15 @@ import os
 import pickle
 import sys
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from miniray import config
 from miniray._proto import worker_pb2 as wire
 from miniray.core.resources import UNIT
 from miniray.runtime import values
+
+if TYPE_CHECKING:
+    from miniray.runtime.worker import CoreWorker
 
 CURRENT: ContextVar[TaskContext | None] = ContextVar("miniray_task", default=None)
 """The task that runs on this thread or coroutine."""
@@ -109,6 +112,23 @@ class TaskContext:
     def runtime_env(self) -> str:
         """Canonical JSON of the runtime environment; empty for none."""
         return self.assignment.runtime_env
+
+
+class TaskHost:
+    """What every executor tells of the task that runs on the calling thread or coroutine."""
+
+    def __init__(self, worker: CoreWorker) -> None:
+        self.worker = worker
+
+    @property
+    def current_task(self) -> bytes:
+        """The id of the task; outside of tasks the id under which the process acts."""
+        context = CURRENT.get()
+        return context.task_id if context is not None else self.worker.default_task
+
+    def context(self) -> TaskContext | None:
+        """What runs, or None outside of tasks."""
+        return CURRENT.get()
 
 
 class Function:

@@ -22,7 +22,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from miniray.exceptions import RayError
@@ -177,14 +177,21 @@ def namespace_of(job_id: bytes) -> bytes:
 def snapshots() -> list[dict[str, Any]]:
     """The latest report of every process of this job: job_id, node_id, worker_id, time (Unix
     seconds) and `metrics`, rows of name, kind, description, tag_keys, boundaries and series."""
-    from miniray._proto import gcs_pb2
     from miniray.runtime.worker import current
 
     worker = current()
-    space = namespace_of(worker.job_id)
-    keys = worker.request("kv_keys", gcs_pb2.KvKeys(namespace=space, prefix=KEY_PREFIX)).kv_names.keys
-    found = (worker.request("kv_get", gcs_pb2.KvGet(namespace=space, key=key)).kv for key in keys)
-    return [json.loads(kv.value) for kv in found if kv.found]
+    return list(reports_of(worker.job_id, worker.request))
+
+
+def reports_of(job_id: bytes, request: Callable[[str, Any], Any]) -> Iterator[dict[str, Any]]:
+    """The latest report of every process of a job; `request` asks the GCS."""
+    from miniray._proto import gcs_pb2
+
+    space = namespace_of(job_id)
+    for key in request("kv_keys", gcs_pb2.KvKeys(namespace=space, prefix=KEY_PREFIX)).kv_names.keys:
+        found = request("kv_get", gcs_pb2.KvGet(namespace=space, key=key)).kv
+        if found.found:
+            yield json.loads(found.value)
 
 
 class Metric:
@@ -192,10 +199,11 @@ class Metric:
 
     kind = ""
 
+    _boundaries: Sequence[float] = ()
+
     def __init__(
-        self, name: str, description: str = "", tag_keys: tuple[str, ...] | None = None,
-        boundaries: Sequence[float] = (),
-    ) -> None:  # fmt: skip
+        self, name: str, description: str = "", tag_keys: tuple[str, ...] | None = None
+    ) -> None:
         if not name:
             raise ValueError("Empty name is not allowed. Please provide a metric name.")
         discarded = not _NAME.fullmatch(name)
@@ -214,9 +222,8 @@ class Metric:
         self._description = description
         self._tag_keys = tag_keys or ()
         self._default_tags: dict[str, str] = {}
-        self._boundaries = [float(edge) for edge in boundaries]
         make = _Series if discarded else REGISTRY.series
-        self._series = make(self.kind, name, description, self._tag_keys, self._boundaries)
+        self._series = make(self.kind, name, description, self._tag_keys, list(self._boundaries))
 
     def set_default_tags(self, default_tags: dict[str, str]) -> Metric:
         """Tags used where a call gives none. Returns the metric. ValueError for an unknown key."""
@@ -270,11 +277,6 @@ class Counter(Metric):
 
     kind = "counter"
 
-    def __init__(
-        self, name: str, description: str = "", tag_keys: tuple[str, ...] | None = None
-    ) -> None:
-        super().__init__(name, description, tag_keys)
-
     def inc(self, value: float = 1.0, tags: dict[str, str] | None = None) -> None:
         """Add `value`. ValueError unless it is above 0."""
         added = self._number(value)
@@ -287,11 +289,6 @@ class Gauge(Metric):
     """The latest value of something."""
 
     kind = "gauge"
-
-    def __init__(
-        self, name: str, description: str = "", tag_keys: tuple[str, ...] | None = None
-    ) -> None:
-        super().__init__(name, description, tag_keys)
 
     def set(self, value: float, tags: dict[str, str] | None = None) -> None:
         """Record `value`."""
@@ -315,7 +312,8 @@ class Histogram(Metric):
             )
         if any(edge <= 0 for edge in boundaries):
             raise ValueError(f"Invalid `boundaries` argument at {self!r}: boundaries must be > 0.")
-        super().__init__(name, description, tag_keys, sorted(boundaries))
+        self._boundaries = sorted(float(edge) for edge in boundaries)
+        super().__init__(name, description, tag_keys)
 
     def observe(self, value: float, tags: dict[str, str] | None = None) -> None:
         """Count `value` in."""
