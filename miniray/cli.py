@@ -20,6 +20,7 @@ COMMANDS = {
     "status": ("miniray.commands.status:status", "Nodes, resources and what is waiting for them."),
     "list": ("miniray.commands.listing:listing", "List tasks, actors, nodes or jobs."),
     "why": ("miniray.commands.why:why", "Why a task, actor, object, node or group is as it is."),
+    "storage": ("miniray.commands.storage:storage", "Check or repair the head's tables."),
     "metrics": ("miniray.commands.metrics:metrics", "What programs count, for Prometheus."),
     "microbenchmark": ("miniray.commands.microbenchmark:microbenchmark", "Figures for this machine."),
     "head": ("miniray.commands.daemons:head", "Run the head in the foreground (miniray-head)."),

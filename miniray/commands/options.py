@@ -65,7 +65,10 @@ def label_map(text: str) -> dict[str, str]:
 
 HEAD = (
     click.option("--port", default=DEFAULT_PORT, show_default=True, help="TCP port of the head; 0: any."),
-    click.option("--storage", metavar="URL", help="Where the head's tables live: a path."),
+    click.option(
+        "--storage", metavar="URL", envvar="MINIRAY_STORAGE",
+        help="Where the head's tables live: a path, or redis://HOST:PORT/DB (needs miniray[redis]).",
+    ),
 )
 BOTH = (
     click.option(

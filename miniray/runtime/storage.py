@@ -1,8 +1,10 @@
 """Where the GCS keeps what must survive a restart: rows of (table, key, value).
 
 The `Storage` port and its implementations: SQLite (`sqlite_storage`: a file; the default of
-`miniray-head`), memory (tests) and none (a local session, whose end is its cluster's end). One
-contract suite runs over them (tests/runtime/test_storage.py).
+`miniray-head`), Redis (`redis_storage`: for a head that may move), memory (tests) and none (a local
+session, whose end is its cluster's end). One contract suite runs over them
+(tests/runtime/test_storage.py). What is damaged is refused by its kind of StorageError, with the
+command that helps (`miniray storage check|repair`): a head never starts empty because of damage.
 
 Exactly one head writes: `claim` raises the stored epoch, and every batch checks in its own
 transaction that the epoch is still the claimer's; the loser gets `StorageFenced` and must end.
@@ -12,6 +14,7 @@ calls it on a writer thread of its own, one batch at a time. Not thread-safe bey
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -24,7 +27,23 @@ class StorageError(Exception):
 
 
 class StorageCorrupted(StorageError):
-    """What is there is not, or no longer, a database of miniray."""
+    """It is damaged: cut, overwritten, or a bit of it flipped."""
+
+
+class StorageForeign(StorageError):
+    """What is there belongs to another program."""
+
+
+class StorageVersion(StorageError):
+    """A later miniray wrote it."""
+
+
+class StorageFull(StorageError):
+    """No room is left."""
+
+
+class StorageReadOnly(StorageError):
+    """It cannot be written."""
 
 
 class StorageFenced(StorageError):
@@ -112,17 +131,40 @@ class MemoryStorage:
 
 
 def open_storage(url: str) -> Storage:
-    """`none:` or "" keeps nothing; `sqlite:PATH`, or a path, is a file. StorageError otherwise."""
+    """`none:` or "" keeps nothing; `sqlite:PATH`, or a path, is a file; `redis://…`. Else StorageError."""
     scheme, separator, rest = url.partition(":")
     if url == "" or (scheme == "none" and separator):
         return NoStorage()
+    if scheme in REDIS_SCHEMES and separator:
+        from miniray.runtime.redis_storage import RedisStorage
+
+        return RedisStorage(url)
     from miniray.runtime.sqlite_storage import SqliteStorage  # a local session never loads it
 
     if scheme == "sqlite" and separator:
         return SqliteStorage(rest.removeprefix("//"))
     if separator and not url.startswith(("/", ".")):
-        raise StorageError(f"storage {url!r} is not known: give sqlite:PATH, a path, or none:")
+        raise StorageError(
+            f"storage {url!r} is not known: give sqlite:PATH, a path, redis://HOST:PORT/DB or none:"
+        )
     return SqliteStorage(url)
+
+
+REDIS_SCHEMES = ("redis", "rediss", "unix")
+
+
+def checksum(table: str, key: bytes, value: bytes) -> int:
+    """What is kept beside a row, so that a flipped bit in any of the three is seen."""
+    head = b"%s\0%d\0" % (table.encode(), len(key))
+    return zlib.crc32(value, zlib.crc32(key, zlib.crc32(head)))
+
+
+def repair_with(place: str) -> str:
+    """The end of a refusal: what to do about damage."""
+    return (
+        f"`miniray storage check {place}` says more, `miniray storage repair {place}` saves what can be "
+        "read; or put a copy back"
+    )
 
 
 def fenced(what: str, epoch: int, mine: int) -> str:

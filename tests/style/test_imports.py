@@ -42,7 +42,7 @@ IMPURE = {
 DOORS = {
     "grpc": {"runtime/rpc.py", "runtime/transport.py"},
     "sqlite3": {"runtime/sqlite_storage.py"},
-    "redis": {"runtime/storage.py"},
+    "redis": {"runtime/redis_storage.py"},
 }
 
 
