@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from miniray import api
 from miniray.options import UNIT
+from miniray.state_rows import amounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,11 +19,6 @@ def _infos() -> list[NodeInfo]:
     from miniray._proto import gcs_pb2 as gcs
 
     return list(api.connected_worker().request("node_list", gcs.NodeList()).nodes.nodes)
-
-
-def amounts(resources: ResourceMap) -> dict[str, float]:
-    """Name → amount as a float, zero amounts left out."""
-    return {name: amount / UNIT for name, amount in resources.amounts.items() if amount}
 
 
 def node_row(node: NodeInfo) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -69,6 +70,18 @@ HEAD = (
         "--storage", metavar="URL", envvar="MINIRAY_STORAGE",
         help="Where the head's tables live: a path, or redis://HOST:PORT/DB (needs miniray[redis]).",
     ),
+    click.option(
+        "--http-port", "--dashboard-port", "http_port", type=click.IntRange(0, 65535), metavar="PORT",
+        help="Serve health, metrics and the JSON API over HTTP; 0: any port. Off by default.",
+    ),
+    click.option(
+        "--http-host", "--dashboard-host", "http_host", default="127.0.0.1", show_default=True,
+        help="Address to serve HTTP on.",
+    ),
+    click.option(
+        "--http-origin", "http_origins", multiple=True, metavar="URL",
+        help="Origin under which a proxy shows the HTTP server, https://ray.lan say; may be repeated.",
+    ),
 )
 BOTH = (
     click.option(
@@ -91,7 +104,7 @@ NODE = (
     click.option("--node-name", help="A name for people."),
 )
 IGNORED = (
-    "--dashboard-host", "--dashboard-port", "--include-dashboard", "--ray-client-server-port",
+    "--include-dashboard", "--ray-client-server-port",
     "--min-worker-port", "--max-worker-port", "--worker-port-list", "--object-manager-port",
     "--node-manager-port", "--redis-password", "--log-style", "--log-color", "--temp-dir",
 )  # fmt: skip
@@ -121,26 +134,43 @@ def ignored_ray_options(function: F) -> F:
     return function
 
 
-def check_host(host: str, plain_text: bool) -> None:
-    """UsageError when gRPC would leave this machine unencrypted and nobody said that it may."""
+def check_host(host: str, plain_text: bool, option: str = "--host") -> None:
+    """UsageError when traffic would leave this machine unencrypted and nobody said that it may."""
     try:
         loopback = all(
             ipaddress.ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None)
         )
     except OSError as error:
-        raise click.UsageError(f"--host {host}: {error}") from error
+        raise click.UsageError(f"{option} {host}: {error}") from error
     if not (loopback or plain_text):
         raise click.UsageError(
-            f"--host {host} is not loopback and the control plane is not encrypted: add --plain-text if "
+            f"{option} {host} is not loopback and the control plane is not encrypted: add --plain-text if "
             "everyone on that network may read it, else keep it inside a VPN or an SSH tunnel"
         )
 
 
 def head_daemon(values: dict[str, Any], token: str) -> HeadOptions:
     """The head's options out of a command's values."""
+    if values["http_port"] is not None:
+        check_host(values["http_host"], values["plain_text"], "--http-host")
     return HeadOptions(
-        host=values["host"], port=values["port"], token=token, storage=values["storage"] or ""
+        host=values["host"],
+        port=values["port"],
+        token=token,
+        storage=values["storage"] or "",
+        http_host=values["http_host"],
+        http_port=values["http_port"],
+        http_origins=[checked_origin(origin) for origin in values["http_origins"]],
     )
+
+
+def checked_origin(text: str) -> str:
+    """An origin as browsers write it. UsageError for anything else."""
+    parts = urlsplit(text)
+    whole = f"{parts.scheme}://{parts.netloc}"
+    if parts.scheme not in ("http", "https") or not parts.hostname or text != whole:
+        raise click.UsageError(f"--http-origin {text!r}: an origin is https://ray.lan:8443, say; no path")
+    return text
 
 
 def node_daemon(values: dict[str, Any], token: str, address: str, *, is_head: bool = False) -> NodeOptions:

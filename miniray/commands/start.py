@@ -49,7 +49,7 @@ def start(is_head: bool, address: str | None, block: bool, **values: Any) -> Non
     except BaseException:
         end(started[::-1], force=False)
         raise
-    announce(is_head, address, started[-1].session)
+    announce(is_head, address, started)
     if block:
         stay(started)
 
@@ -80,8 +80,9 @@ def log_file(kind: str) -> Path:
     return logs / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
 
 
-def announce(is_head: bool, address: str, node: sessions.Session) -> None:
+def announce(is_head: bool, address: str, started: list[Target]) -> None:
     """One screen: what runs, how to connect, how to stop."""
+    node = started[-1].session
     if not is_head:
         click.echo(f"Joined the cluster at {address} as node {node.node_id[:12]}.")
         click.echo("  Leave it:  miniray stop")
@@ -93,6 +94,8 @@ def announce(is_head: bool, address: str, node: sessions.Session) -> None:
     token = os.path.join(node.directory, "token")
     click.echo(f"                  elsewhere with MINIRAY_AUTH_TOKEN from {token}")
     click.echo(f"  Look:           miniray status --address={address}")
+    if started[0].session.http:
+        click.echo(f"  over HTTP:      {started[0].session.http}/api/v1/status, with the token as bearer")
     click.echo("  Stop:           miniray stop")
 
 

@@ -67,6 +67,11 @@ class HeadOptions:
     token: str = ""
     storage: str = ""
     """URL or path; "" for the default in the state directory."""
+    http_host: str = "127.0.0.1"
+    http_port: int | None = None
+    """Where health, metrics and the JSON API are served; 0: any port, None: nowhere."""
+    http_origins: list[str] = field(default_factory=list)
+    """Origins under which a proxy shows them ("https://ray.lan")."""
     session_dir: str = ""
     ready_fd: int = -1
     driver_pid: int = 0

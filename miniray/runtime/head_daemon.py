@@ -13,8 +13,9 @@ import logging
 import os
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from miniray._proto import gcs_pb2
 from miniray.runtime import agent, loops, rpc, sessions
 from miniray.runtime.daemon import tell_ready
 from miniray.runtime.gcs import GcsShell
@@ -22,6 +23,7 @@ from miniray.runtime.storage import StorageError, open_storage
 
 if TYPE_CHECKING:
     from miniray.runtime.daemon import HeadOptions
+    from miniray.web.server import WebServer
 
 log = logging.getLogger(__name__)
 
@@ -51,17 +53,43 @@ async def _serve(options: HeadOptions, directory: str) -> int:
     except rpc.RpcError:
         shell.close()
         raise
+    try:
+        web = await _serve_http(options, shell, token)
+    except Exception:
+        await server.stop()
+        shell.close()
+        raise
     address = f"{options.host}:{server.port}"
+    http = f"http://{_in_url(options.http_host)}:{web.port}" if web is not None else ""
     sessions.write_private(os.path.join(directory, "token"), token)
-    sessions.publish(directory, "head", address=address)
-    tell_ready(options.ready_fd, {"address": address, "pid": os.getpid(), "session_dir": directory})
+    sessions.publish(directory, "head", address=address, http=http)
+    ready = {"address": address, "pid": os.getpid(), "session_dir": directory, "http": http}
+    tell_ready(options.ready_fd, ready)
     await stopping.wait()
+    if web is not None:
+        await web.stop()
     await server.stop()
     shell.close()
     if own_file is not None and not failed:
         for path in own_file.parent.glob(own_file.name + "*"):  # SQLite keeps two more beside it
             path.unlink(missing_ok=True)
     return 1 if failed else 0
+
+
+async def _serve_http(options: HeadOptions, shell: GcsShell, token: str) -> WebServer | None:
+    """The HTTP surface where it is asked for; only then is anything of it imported."""
+    if options.http_port is None:
+        return None
+    from miniray.web.server import serve
+
+    async def ask(field: str, message: Any) -> gcs_pb2.ControlReply:
+        return await shell.call(gcs_pb2.ControlRequest(**{field: message}))
+
+    return await serve(ask, options.http_host, options.http_port, token, origins=options.http_origins)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _end_with(pid: int, stopping: asyncio.Event) -> None:

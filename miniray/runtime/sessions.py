@@ -39,6 +39,8 @@ class Session:
     socket: str
     written_at: float
     """Seconds since the epoch."""
+    http: str = ""
+    """A head's HTTP server, "http://HOST:PORT"; "" when it has none."""
 
     def token(self) -> str:
         """The cluster's token; OSError when the file is gone."""
@@ -67,10 +69,12 @@ def write_private(path: str, text: str) -> None:
     os.replace(temporary, path)
 
 
-def publish(directory: str, kind: str, *, address: str, node_id: str = "", socket: str = "") -> None:
+def publish(
+    directory: str, kind: str, *, address: str, node_id: str = "", socket: str = "", http: str = ""
+) -> None:
     """Announce this process as the daemon of `directory`; it can be reached from now on."""
     assert kind in KINDS, kind
-    info = {"pid": os.getpid(), "address": address, "node_id": node_id, "socket": socket}
+    info = {"pid": os.getpid(), "address": address, "node_id": node_id, "socket": socket, "http": http}
     write_private(os.path.join(directory, f"{kind}.json"), json.dumps(info))
 
 
@@ -106,8 +110,9 @@ def _read(directory: str, kind: str) -> Session | None:
         info: dict[str, Any] = json.loads(_text(path))
         written_at = os.stat(path).st_mtime
         return Session(
-            kind, directory, int(info["pid"]), info["address"], info["node_id"], info["socket"], written_at
-        )
+            kind, directory, int(info["pid"]), info["address"], info["node_id"], info["socket"], written_at,
+            info.get("http", ""),
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

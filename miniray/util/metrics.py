@@ -26,15 +26,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from miniray.exceptions import RayError
+from miniray.exposition import KEY_PREFIX, parsed
 
 if TYPE_CHECKING:
     from miniray.runtime.worker import CoreWorker
 
 REPORT_S = 1.0
 """Seconds between reports of a process whose metrics change."""
-
-KEY_PREFIX = b"metrics/"
-"""Keys of reports in a job's namespace of the cluster's key-value store; the worker id follows."""
 
 Tags = tuple[str, ...]
 
@@ -190,8 +188,9 @@ def reports_of(job_id: bytes, request: Callable[[str, Any], Any]) -> Iterator[di
     space = namespace_of(job_id)
     for key in request("kv_keys", gcs_pb2.KvKeys(namespace=space, prefix=KEY_PREFIX)).kv_names.keys:
         found = request("kv_get", gcs_pb2.KvGet(namespace=space, key=key)).kv
-        if found.found:
-            yield json.loads(found.value)
+        report = parsed(found.value) if found.found else None
+        if report is not None:
+            yield report
 
 
 class Metric:

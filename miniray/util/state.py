@@ -10,38 +10,20 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from miniray import api
-from miniray.cluster_info import amounts
-from miniray.core import environments
 from miniray.explanations import Explanation, key_of
+from miniray.state_rows import ACTOR_STATES, Row, actor_row, job_row, node_row, task_row
 
 if TYPE_CHECKING:
-    from miniray._proto import common_pb2 as pb
     from miniray._proto import gcs_pb2 as gcs
 
 Filters = list[tuple[str, str, Any]]
 
 LIMIT = 100
 SUMMARY_LIMIT = 100_000
-ACTOR_STATES = ("DEPENDENCIES_UNREADY", "PENDING_CREATION", "ALIVE", "RESTARTING", "DEAD")
-JOB_STATES = ("RUNNING", "SUCCEEDED", "FAILED")
-
-
-class Row(dict[str, Any]):
-    """One row: `row["state"]` and `row.state` are the same."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
 
 
 def _request(field: str, message: Any) -> gcs.ControlReply:
     return api.connected_worker().request(field, message)
-
-
-def _milliseconds(seconds: float) -> int | None:
-    return int(seconds * 1000) or None
 
 
 def _holds(row: Row, condition: tuple[str, str, Any]) -> bool:
@@ -64,89 +46,7 @@ def _select(rows: Iterable[Row], filters: Filters | None, limit: int) -> list[Ro
     return out
 
 
-# ---- rows ----
-
-
-def _actor(info: pb.ActorInfo) -> Row:
-    spec = info.spec
-    death = info.death
-    group = spec.creation_class.strategy.bundle.placement_group_id
-    return Row(
-        actor_id=spec.actor_id.hex(),
-        class_name=spec.class_name,
-        state=ACTOR_STATES[info.state],
-        job_id=spec.actor_id[12:].hex(),
-        name=spec.name,
-        node_id=info.address.node_id.hex() or None,
-        pid=info.pid,
-        ray_namespace=spec.namespace,
-        serialized_runtime_env=environments.shown(spec.creation_class.runtime_env) or "{}",
-        required_resources=amounts(spec.lifetime_resources),
-        death_cause={"error_message": death.message, "exit_detail": death.exit_detail}
-        if death.kind
-        else None,
-        is_detached=spec.detached,
-        placement_group_id=group.hex() or None,
-        repr_name="",
-        num_restarts=info.restarts,
-        start_time_ms=_milliseconds(info.started_at),
-        end_time_ms=_milliseconds(info.ended_at),
-        pending_reason=info.pending_reason,
-    )
-
-
-def _task(row: gcs.TaskRow) -> Row:
-    kind, separator, text = row.error.partition(": ")
-    failed = row.state == "FAILED"
-    return Row(
-        task_id=row.task_id.hex(),
-        attempt_number=row.attempt,
-        name=row.name,
-        state=row.state,
-        job_id=row.job_id.hex(),
-        actor_id=row.actor_id.hex() or None,
-        type=row.kind or "NORMAL_TASK",
-        func_or_class_name=row.name,
-        parent_task_id=row.parent_task_id.hex(),
-        dependencies=[task.hex() for task in row.dependencies],
-        node_id=row.node_id.hex() or None,
-        worker_id=row.worker_id.hex() or None,
-        error_type=(kind if separator else "TASK_EXECUTION_EXCEPTION") if failed else None,
-        error_message=(text if separator else row.error) or None,
-        creation_time_ms=_milliseconds(row.submitted_at),
-        start_time_ms=_milliseconds(row.started_at),
-        end_time_ms=_milliseconds(row.ended_at),
-    )
-
-
-def _node(info: pb.NodeInfo) -> Row:
-    from miniray._proto import common_pb2 as pb
-
-    return Row(
-        node_id=info.node_id.hex(),
-        node_ip=info.host or "127.0.0.1",
-        is_head_node=info.is_head,
-        state="DEAD" if info.state == pb.NODE_DEAD else "ALIVE",
-        state_message=info.death.message or None,
-        node_name=info.node_name,
-        resources_total=amounts(info.total),
-        labels=dict(info.labels),
-        start_time_ms=_milliseconds(info.started_at),
-    )
-
-
-def _job(info: pb.JobInfo) -> Row:
-    return Row(
-        job_id=info.job_id.hex(),
-        submission_id=None,
-        entrypoint=info.entrypoint,
-        type="DRIVER",
-        status=JOB_STATES[info.state],
-        driver_info={"id": info.job_id.hex(), "pid": str(info.driver_pid)},
-        metadata=dict(info.metadata),
-        start_time=_milliseconds(info.started_at),
-        end_time=_milliseconds(info.ended_at),
-    )
+# ---- sources ----
 
 
 def _group(table: dict[str, Any]) -> Row:
@@ -168,32 +68,29 @@ def _group(table: dict[str, Any]) -> Row:
     )
 
 
-# ---- sources ----
-
-
 def _actors() -> Iterator[Row]:
     from miniray._proto import gcs_pb2 as gcs
 
     message = gcs.ActorList(all_namespaces=True)
-    return map(_actor, _request("actor_list", message).actors.actors)
+    return map(actor_row, _request("actor_list", message).actors.actors)
 
 
 def _tasks(limit: int, **query: Any) -> Iterator[Row]:
     from miniray._proto import gcs_pb2 as gcs
 
-    return map(_task, _request("task_query", gcs.TaskQuery(limit=limit, edges=True, **query)).tasks.tasks)
+    return map(task_row, _request("task_query", gcs.TaskQuery(limit=limit, edges=True, **query)).tasks.tasks)
 
 
 def _nodes() -> Iterator[Row]:
     from miniray._proto import gcs_pb2 as gcs
 
-    return map(_node, _request("node_list", gcs.NodeList()).nodes.nodes)
+    return map(node_row, _request("node_list", gcs.NodeList()).nodes.nodes)
 
 
 def _jobs() -> Iterator[Row]:
     from miniray._proto import gcs_pb2 as gcs
 
-    return map(_job, _request("job_list", gcs.JobList()).jobs.jobs)
+    return map(job_row, _request("job_list", gcs.JobList()).jobs.jobs)
 
 
 def _groups() -> Iterator[Row]:

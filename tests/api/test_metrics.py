@@ -9,7 +9,7 @@ import uuid
 import pytest
 
 import miniray as ray
-from miniray.commands.metrics import exposition
+from miniray.exposition import exposition
 from miniray.util.metrics import Counter, Gauge, Histogram, snapshots
 
 

@@ -28,7 +28,7 @@ LAYERS = [
     ("runtime",),
     ("the public API: every module that is named nowhere else",),
     ("tune", "train", "serve"),
-    ("cli", "commands", "dashboard", "__main__"),
+    ("cli", "commands", "web", "dashboard", "__main__"),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PUBLIC = 4
@@ -43,6 +43,8 @@ DOORS = {
     "grpc": {"runtime/rpc.py", "runtime/transport.py"},
     "sqlite3": {"runtime/sqlite_storage.py"},
     "redis": {"runtime/redis_storage.py"},
+    "uvicorn": {"web/server.py"},
+    "starlette": {"web/api.py"},
 }
 
 

@@ -1,0 +1,148 @@
+"""The HTTP server of a head: uvicorn's protocol on the head's own event loop.
+
+uvicorn's `Server` is left out: it wakes up ten times a second and takes the process's signals. What it
+does not limit is limited here: the bytes of a request's head, the time in which a request must be
+complete and its answer be read, and the number of connections. When there are too many, the one
+that has waited longest without a request goes first, so whoever only holds connections open does
+not keep others out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+try:
+    import uvicorn
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    from uvicorn.server import ServerState
+except ImportError as error:
+    raise RuntimeError(f"the HTTP surface needs `pip install 'miniray[http]'`: {error}") from error
+
+from miniray.runtime import rpc
+from miniray.web.api import Ask, application
+from miniray.web.guard import Guard
+
+if TYPE_CHECKING:
+    import ssl
+
+MAX_CONNECTIONS = 256
+MAX_HEAD_BYTES = 32 << 10
+REQUEST_S = 10.0
+"""A request must have arrived within this, counted from the connection or its first byte."""
+ANSWER_S = 60.0
+"""An answer must have been read within this."""
+KEEP_ALIVE_S = 15.0
+"""The next request of a connection must have begun within this."""
+
+
+class WebServer:
+    """A running HTTP server."""
+
+    def __init__(self, server: asyncio.base_events.Server, state: ServerState) -> None:
+        self._server = server
+        self._state = state
+        self.port: int = server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Close the port and every connection."""
+        self._server.close()
+        for connection in list(self._state.connections):
+            connection.transport.abort()
+        for task in list(self._state.tasks):
+            task.cancel()
+
+
+async def serve(
+    ask: Ask,
+    host: str,
+    port: int,
+    token: str,
+    *,
+    origins: Iterable[str] = (),
+    tls: ssl.SSLContext | None = None,
+) -> WebServer:
+    """Serve the head that `ask` asks. PortInUse, RpcError."""
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # else anybody fills the log with bad requests
+    config = uvicorn.Config(
+        Guard(application(ask), token, origins), ws="none", lifespan="off", log_config=None, access_log=False,
+        server_header=False, date_header=False, proxy_headers=False
+    )  # fmt: skip
+    config.load()
+    state = ServerState()
+    waiting: dict[Connection, None] = {}
+    loop = asyncio.get_running_loop()
+    try:
+        server = await loop.create_server(
+            lambda: Connection(config, state, waiting), host, port, ssl=tls, backlog=1024,
+            ssl_handshake_timeout=REQUEST_S if tls is not None else None,
+        )  # fmt: skip
+    except OSError as error:
+        holder = rpc.holder_of(port)
+        if holder:
+            text = f"HTTP port {port} is taken by {holder}: choose another --http-port"
+            raise rpc.PortInUse(text) from None
+        raise rpc.RpcError(f"cannot serve HTTP on {host}:{port}: {error}") from None
+    return WebServer(server, state)
+
+
+class Connection(HttpToolsProtocol):
+    """One connection with the limits of the module head."""
+
+    def __init__(self, config: Any, state: ServerState, waiting: dict[Connection, None]) -> None:
+        """`waiting`: connections without a complete request, longest waiting first."""
+        super().__init__(config, state, {})
+        self._waiting = waiting
+        self._deadline: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+
+    def connection_made(self, transport: Any) -> None:
+        """asyncio's: it is open."""
+        super().connection_made(transport)
+        self._waiting[self] = None
+        self._end_after(REQUEST_S)
+        if len(self.connections) > MAX_CONNECTIONS:
+            next(iter(self._waiting)).transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio's: it has ended."""
+        self._waiting.pop(self, None)
+        self._end_after(None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio's: some bytes."""
+        if self in self._waiting:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self.transport.abort()
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """The parser's: the first byte of a request."""
+        super().on_message_begin()
+        self._end_after(REQUEST_S)
+
+    def on_headers_complete(self) -> None:
+        """The parser's: the application is called."""
+        super().on_headers_complete()
+        self._waiting.pop(self, None)
+        self._head_bytes = 0
+        self._end_after(ANSWER_S)
+
+    def on_response_complete(self) -> None:
+        """The cycle's: the answer has been given to the transport."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._end_after(REQUEST_S)
+        elif not self.pipeline:
+            self._waiting[self] = None
+            self._end_after(KEEP_ALIVE_S)  # uvicorn's own limit begins again with every byte
+
+    def _end_after(self, seconds: float | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(seconds, self.transport.abort) if seconds is not None else None
