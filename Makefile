@@ -8,6 +8,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet -c constraints.t
 PYTEST := $(PY) -m pytest
 ARGS ?=
 SEEDS ?= 200
+MINUTES ?= 10
 # Extra options of pip for the installation of torch, for another build of it.
 TORCH_OPTIONS ?=
 
@@ -16,7 +17,7 @@ BUILD_NEEDS := scikit-build-core pybind11 grpcio-tools cmake ninja
 ML_NEEDS := torch torchvision pillow safetensors
 
 .DEFAULT_GOAL := help
-.PHONY: help tools venv build ml test test-slow demo check lint types bench sim native-sanitize clean distclean
+.PHONY: help tools venv build ml test test-slow demo check lint types bench sim chaos native-sanitize clean distclean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -82,6 +83,9 @@ bench: $(VENV)/.build-stamp  ## figures for this machine, and whether they are a
 
 sim: $(VENV)/.build-stamp  ## the cluster's real code under simulated faults (SEEDS=150, SEED=7 for one)
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
+
+chaos: $(VENV)/.build-stamp  ## real daemons under random kills, stops, broken connections, full disks (MINUTES=10, SEED=7)
+	@$(PY) -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 native-sanitize: $(VENV)/.deps-stamp  ## the C++ tests under thread, address and undefined-behaviour sanitizers
 	@set -e; export PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; \
