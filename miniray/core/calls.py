@@ -9,7 +9,11 @@ Calls wait here until the actor has an address and their arguments have values; 
 queue holds the rest back, so one caller's calls start in the order they were made (unless the
 actor allows out-of-order execution). A call in flight when the actor dies fails, unless it may
 be retried (`max_task_retries`): then it goes back to its place and is sent again after the
-restart. Pure. Effects: the `TaskRecord` itself (push it), `HandleGone` once per actor.
+restart. Pure. Effects: the `TaskRecord` itself (push it), `HandleGone` once per actor, `ActorInDoubt`.
+
+The raylets may say that an actor's process is gone when only the way to it is lost. If the GCS does
+not tell of its end within `DOUBT_S`, it is asked; an actor that is alive where it was is reached anew,
+and calls that were in flight fail as unavailable, or are made again if they may be.
 """
 
 from __future__ import annotations
@@ -24,6 +28,17 @@ from .submission import Remote
 from .tasks import PUSHED, READY, WAITING, TaskRecord
 
 PENDING, ALIVE, RESTARTING, DEAD = "PENDING_CREATION", "ALIVE", "RESTARTING", "DEAD"
+
+
+DOUBT_S = 15.0
+"""Longer than the GCS takes to notice that a node is silent."""
+
+
+@dataclass(slots=True)
+class ActorInDoubt:
+    """Its process is said to be gone, and nobody says what became of it: look the actor up."""
+
+    actor_id: bytes
 
 
 @dataclass(slots=True)
@@ -43,7 +58,7 @@ class ActorClient:
 
     __slots__ = (
         "id", "state", "remote", "queue", "handles", "owned", "detached", "failure", "max_task_retries",
-        "max_pending_calls", "out_of_order", "spec", "restarts", "reason", "told", "subscribed",
+        "max_pending_calls", "out_of_order", "spec", "restarts", "reason", "told", "subscribed", "asked",
     )  # fmt: skip
 
     def __init__(self, actor_id: bytes) -> None:
@@ -63,6 +78,11 @@ class ActorClient:
         self.reason = ""
         self.told = False
         self.subscribed = False
+        self.asked = False              # in doubt, and looked up
+
+    def is_unreachable(self, state: str, address: Address | None) -> bool:
+        """These news mean that the actor lives on in the process that was said to be gone."""
+        return self.asked and state == ALIVE and self.remote is not None and self.remote.address == address
 
     @property
     def pending_calls(self) -> int:
@@ -77,6 +97,7 @@ class ActorCalls:
         self.out = out
         self.remotes = remotes
         self.clients: dict[bytes, ActorClient] = {}
+        self._doubts: dict[bytes, float] = {}   # actor id -> when to ask what became of it
         self.still_ready: Callable[[TaskRecord], bool] = lambda record: True
         """Asked before a push; makes a call unresolved again whose argument was lost meanwhile."""
 
@@ -126,15 +147,19 @@ class ActorCalls:
         if state == ALIVE:
             assert address is not None
             if client.remote is not None and client.remote.address == address and address not in self.remotes:
-                return []   # late news: that process is known to have died
-            if client.remote is None or client.remote.address != address:
+                if not client.asked:
+                    return []   # late news: that process is known to have died
+                lost = self._reach_anew(client, client.remote)
+            elif client.remote is None or client.remote.address != address:
                 lost = self._detach(client)
                 client.remote = self.remotes.get(address)
                 if client.remote is None:
                     client.remote = self.remotes[address] = Remote(address)
             client.state = ALIVE
+            self._settled(client)
             self.flush(now, client)
         elif state == DEAD:
+            self._settled(client)
             client.state = DEAD
             client.failure = failure
             lost = self._detach(client, retry=False)
@@ -143,6 +168,7 @@ class ActorCalls:
         else:
             has_lived = client.state in (ALIVE, RESTARTING)
             client.state = state
+            self._settled(client)
             if state == RESTARTING:
                 client.failure = failure
                 if has_lived:   # calls made since it died: they wait only if they may be retried
@@ -151,11 +177,35 @@ class ActorCalls:
                 lost = self._detach(client) + lost
         return lost
 
-    def remote_gone(self, client: ActorClient) -> None:
+    def remote_gone(self, now: float, client: ActorClient) -> None:
         """The actor's process died: nothing more is sent; the GCS will say what becomes of it."""
         if client.state == ALIVE:
             client.state = RESTARTING
             client.failure = None
+            self._doubts[client.id] = now + DOUBT_S
+
+    def _settled(self, client: ActorClient) -> None:
+        """It is known again what became of the actor."""
+        self._doubts.pop(client.id, None)
+        client.asked = False
+
+    def _reach_anew(self, client: ActorClient, former: Remote) -> list[TaskRecord]:
+        """The process lives: open another way to it. Calls are numbered on, as old answers may come."""
+        lost = self._detach(client)
+        client.remote = self.remotes[former.address] = Remote(former.address)
+        client.remote.next_call = former.next_call
+        return lost
+
+    def next_deadline(self) -> float | None:
+        """When `tick` is due."""
+        return min(self._doubts.values()) if self._doubts else None
+
+    def tick(self, now: float) -> None:
+        """Ask for actors of which nobody has told anything for too long."""
+        for actor_id in [actor_id for actor_id, due in self._doubts.items() if due <= now]:
+            self._doubts[actor_id] = now + DOUBT_S
+            self.clients[actor_id].asked = True
+            self.out.append(ActorInDoubt(actor_id))
 
     def _detach(self, client: ActorClient, retry: bool = True) -> list[TaskRecord]:
         """Leave the old process: calls that may be retried go back to the queue's head."""

@@ -412,7 +412,7 @@ class Owner:
             return
         for client in self.calls.clients.values():
             if client.remote is remote:
-                self.calls.remote_gone(client)
+                self.calls.remote_gone(now, client)
         lane = remote.lane
         for position, record in enumerate(self.submission.remote_gone(now, remote)):
             if started and (position == 0 or replies_lost):
@@ -499,11 +499,13 @@ class Owner:
 
     def next_deadline(self) -> float | None:
         """When `tick` is due."""
-        return self.submission.next_deadline()
+        times = (self.submission.next_deadline(), self.calls.next_deadline())
+        return min((due for due in times if due is not None), default=None)
 
     def tick(self, now: float) -> None:
         """Time has reached `now`."""
         self.submission.tick(now)
+        self.calls.tick(now)
 
     def check(self) -> None:
         """Every invariant of the parts, and that nothing unfinished waits for nothing."""

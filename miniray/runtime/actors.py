@@ -231,8 +231,13 @@ class Actors:
             client = worker.owner.calls.client(actor_id)
         if not client.subscribed and not client.owned:
             self._listen(client)
-            worker.control.request_async("actor_lookup", gcs.ActorLookup(actor_id=actor_id), self._looked_up)
+            self.look_up(actor_id)
         return client
+
+    def look_up(self, actor_id: bytes) -> None:
+        """Ask the GCS for the actor's state."""
+        request = gcs.ActorLookup(actor_id=actor_id)
+        self._worker.control.request_async("actor_lookup", request, self._looked_up)
 
     def _listen(self, client: ActorClient) -> None:
         if not client.subscribed:
@@ -241,9 +246,7 @@ class Actors:
 
     def _published(self, publication: gcs.Publication) -> None:
         if publication.resync:
-            self._worker.control.request_async(
-                "actor_lookup", gcs.ActorLookup(actor_id=publication.key), self._looked_up
-            )
+            self.look_up(publication.key)
             return
         self.learned(publication.actor)
 
@@ -274,6 +277,10 @@ class Actors:
                 kind=pb.UNAVAILABLE,
                 message=f"The actor is restarting ({info.spec.class_name}): {info.death.message}",
             )
+        if client.is_unreachable(state, address):
+            failure = pb.Failure(kind=pb.UNAVAILABLE, message=(
+                f"The actor ({info.spec.class_name}) is alive, but the connection to its process was lost: "
+                "it is not known whether this call ran"))
         self._news(info.spec.actor_id, state, address, info.restarts, failure)
 
     def _news(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from miniray._proto import worker_pb2 as wire
-from miniray.core.calls import HandleGone
+from miniray.core.calls import ActorInDoubt, HandleGone
 from miniray.core.owner import Ask
 from miniray.core.ownership import BorrowAdd, BorrowDrop, Free, Watch
 from miniray.core.submission import LeaseDone, LeaseUnwanted, LeaseWanted
@@ -98,6 +98,10 @@ def _handle_gone(worker: CoreWorker, effect: HandleGone) -> None:
     worker.actors.out_of_scope(effect.actor_id)
 
 
+def _actor_in_doubt(worker: CoreWorker, effect: ActorInDoubt) -> None:
+    worker.actors.look_up(effect.actor_id)
+
+
 _EFFECTS: dict[type, Callable[[CoreWorker, Any], None]] = {
     LeaseWanted: _lease_wanted,
     LeaseUnwanted: _lease_unwanted,
@@ -108,4 +112,5 @@ _EFFECTS: dict[type, Callable[[CoreWorker, Any], None]] = {
     Watch: _watch,
     Ask: _ask,
     HandleGone: _handle_gone,
+    ActorInDoubt: _actor_in_doubt,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from miniray.core import ids
-from miniray.core.calls import ActorClient, HandleGone
+from miniray.core.calls import ActorClient, ActorInDoubt, HandleGone
 from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
 from miniray.core.owner import Ask, Owner, Result
 from miniray.core.ownership import BorrowAdd, BorrowDrop, Free, Watch
@@ -201,6 +201,8 @@ class Rig:
             return f"watch {PLACES[effect.borrower]}"
         if isinstance(effect, Ask):
             return f"ask for {self._names[effect.entry.id]}"
+        if isinstance(effect, ActorInDoubt):
+            return f"what became of {self._names[effect.actor_id]}?"
         assert isinstance(effect, HandleGone), effect
         return f"handle of {self._names[effect.actor_id]} gone"
 

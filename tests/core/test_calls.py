@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from owner_rig import W1, W2, W3, Rig, failed
 
-from miniray.core.calls import ALIVE, DEAD, RESTARTING
+from miniray.core.calls import ALIVE, DEAD, DOUBT_S, RESTARTING
 
 
 def alive_actor(**options: object) -> Rig:
@@ -285,3 +285,31 @@ def test_calls_that_a_restart_gives_up_together_may_depend_on_one_another() -> N
     assert rig.value("a") == rig.value("b") == ("error", "cause") and rig.value("c") is None
     rig.news("actor", "ALIVE", W2, restarts=1)
     assert rig.pushes() == ["push c to w2"]
+
+
+def test_an_actor_that_lives_though_its_process_was_said_to_be_gone_is_reached_anew() -> None:
+    rig = alive_actor(max_task_retries=1)
+    rig.submit("once", actor="a", retries=0)
+    rig.submit("again", actor="a", retries=1)
+    rig.effects()
+    rig.dies(W1)
+    rig.submit("later", actor="a", retries=0)
+    rig.news("a", ALIVE, W1)
+    assert rig.effects() == [], "these news may be older than its death"
+    rig.wait(DOUBT_S)
+    assert rig.effects() == ["what became of a?"]
+    rig.news("a", ALIVE, W1, cause="unreachable")
+    assert rig.value("once") == ("error", "unreachable")
+    assert rig.effects()[-2:] == ["push again to w1", "push later to w1"]
+    assert rig.records["again"].call == 3, "an old answer to call 1 or 2 is not taken for its own"
+    assert rig.owner.next_deadline() is None
+
+
+def test_an_actor_in_doubt_is_asked_for_until_somebody_knows() -> None:
+    rig = alive_actor()
+    rig.dies(W1)
+    for _ in range(3):
+        rig.wait(DOUBT_S)
+        assert rig.effects() == ["what became of a?"]
+    rig.news("a", DEAD)
+    assert rig.owner.next_deadline() is None

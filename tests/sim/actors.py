@@ -136,10 +136,11 @@ class Actors:
         client = self._worker.owner.calls.client(actor_id)
         if not client.subscribed and not client.owned:
             self._listen(client)
-            self._look_up(actor_id)
+            self.look_up(actor_id)
         return client
 
-    def _look_up(self, actor_id: bytes) -> None:
+    def look_up(self, actor_id: bytes) -> None:
+        """Ask the GCS for the actor's state."""
         reply = self._worker.request("actor_lookup", gcs.ActorLookup(actor_id=actor_id))
         reply.then(lambda answer: None if answer.failure.kind else self._learned(answer.actor))
 
@@ -153,7 +154,7 @@ class Actors:
         if publication.HasField("actor"):
             self._learned(publication.actor)
         elif publication.resync:
-            self._look_up(publication.key)
+            self.look_up(publication.key)
 
     def _learned(self, info: pb.ActorInfo) -> None:
         client = self._worker.owner.calls.clients.get(info.spec.actor_id)
@@ -163,7 +164,10 @@ class Actors:
             client.max_task_retries = info.spec.max_task_retries
         state = pb.ActorState.Name(info.state)
         address = (info.address.node_id, info.address.worker_id) if state == "ALIVE" else None
-        self._news(info.spec.actor_id, state, address, info.restarts, info.death)
+        failure = info.death
+        if client.is_unreachable(state, address):
+            failure = pb.Failure(kind=pb.UNAVAILABLE, message="the connection to it was lost")
+        self._news(info.spec.actor_id, state, address, info.restarts, failure)
 
     def _news(self, actor_id: bytes, state: str, address: Any, restarts: int, failure: Any) -> None:
         worker = self._worker

@@ -13,7 +13,7 @@ from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import worker_pb2 as wire
 from miniray.core import ids
-from miniray.core.calls import ActorClient, HandleGone
+from miniray.core.calls import ActorClient, ActorInDoubt, HandleGone
 from miniray.core.directory import FAILED, FREED, INLINE, PENDING, STORED, UNKNOWN, Address, ObjectEntry
 from miniray.core.owner import Ask, Owner
 from miniray.core.ownership import BorrowAdd, BorrowDrop, Free, Watch
@@ -543,6 +543,7 @@ _EFFECTS: dict[type, Any] = {
     Watch: SimWorker._watch,
     Ask: lambda worker, e: worker.peers.send(e.entry.owner, ("ask", e.entry.id)),
     HandleGone: SimWorker._handle_gone,
+    ActorInDoubt: lambda worker, e: worker.actors.look_up(e.actor_id),
 }
 
 _MESSAGES: dict[str, Any] = {

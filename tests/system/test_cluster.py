@@ -529,6 +529,39 @@ def test_calls_survive_the_connection_that_carries_them(three: Three) -> None:
     assert ray.get(actor.all.remote(), timeout=60) == list(range(3000)), "each once, in order"
 
 
+def test_an_actor_that_was_taken_for_dead_by_mistake_is_reached_again(
+    three: Three, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A raylet may say that a process is gone when only the way to it was lost."""
+    from miniray import api
+    from miniray._proto import common_pb2, worker_pb2
+    from miniray.core import calls
+
+    ray = three.ray
+    monkeypatch.setattr(calls, "DOUBT_S", 0.5)
+
+    @ray.remote(num_cpus=0)
+    class Lasting:
+        def stay(self, seconds: float) -> int:
+            time.sleep(seconds)
+            return os.getpid()
+
+    actor = Lasting.options(**three.on("b")).remote()
+    pid = ray.get(actor.stay.remote(0), timeout=60)
+    once, again = actor.stay.remote(2), actor.stay.options(max_task_retries=5).remote(0)
+    worker = api.connected_worker()
+    with worker.lock:
+        client = worker.owner.calls.clients[actor._actor_id.binary()]
+        failure = common_pb2.Failure(kind=common_pb2.WORKER_DIED, message="so it is said")
+        gone = worker_pb2.WorkerGone(failure=failure)
+        gone.address.node_id, gone.address.worker_id = client.remote.address
+        worker.departures.announced(gone)
+    with pytest.raises(exceptions.ActorUnavailableError, match="not known whether this call ran"):
+        ray.get(once, timeout=60)
+    assert ray.get(again, timeout=60) == pid
+    assert ray.get(actor.stay.remote(0), timeout=60) == pid
+
+
 def test_a_worker_that_does_not_read_holds_up_neither_others_nor_the_raylets(three: Three) -> None:
     ray = three.ray
 
