@@ -60,10 +60,14 @@ def stop(address: str | None, force: bool) -> None:
 
 def end(targets: list[Target], force: bool) -> list[Target]:
     """End daemons and wait until their directories are gone. Returns those that live on."""
+    for target in targets:
+        if target.session.kind == "head":
+            sessions.declare_over(target.session.directory)
     if not force:
-        for _ in range(2):
+        for repeated in (False, True):
             for target in targets:
-                target.signal(signal.SIGTERM)
+                if target.session.kind == "node" or not repeated:
+                    target.signal(signal.SIGTERM)
             _wait(targets, 0.05)
         _wait(targets, GRACE_S)
     for target in targets:

@@ -150,8 +150,9 @@ def run_node(options: NodeOptions) -> int:
 
 def run_head(options: HeadOptions) -> int:
     """The GCS alone. Returns the exit status."""
-    from miniray.runtime import agent, sessions
+    from miniray.runtime import agent, sessions, supervisor
 
+    supervisor.adopt()
     agent.raise_descriptor_limit()
     session_lock.sweep(sessions.root())
     directory = options.session_dir or sessions.create()
@@ -173,8 +174,9 @@ def run_head(options: HeadOptions) -> int:
 
 def _run(options: NodeOptions, local: bool) -> int:
     import_ahead("node")
-    from miniray.runtime import agent, sessions
+    from miniray.runtime import agent, sessions, supervisor
 
+    supervisor.adopt()
     agent.raise_descriptor_limit()
     agent.become_subreaper()
     session_lock.sweep(sessions.root())

@@ -1,8 +1,11 @@
 """The inside of `miniray-head`: the GCS with its storage and its port, until told to stop.
 
 Without a storage of its own choosing a head keeps its tables in the state directory
-(`$XDG_STATE_HOME/miniray`), one file per port: a head that was killed and is started again on
-its port goes on where it was. A head that ends in order takes that file along: its cluster is over.
+(`$XDG_STATE_HOME/miniray`), one file per port: a head that has ended, by a signal or by kill -9, and is
+started again on its port goes on where it was. Only `miniray stop`, or the end of the process that the
+head was started for, says that the cluster is over; then the file goes.
+
+SIGTERM saves and ends; a second one ends at once, and nothing that was acknowledged is lost by that.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniray._proto import gcs_pb2
-from miniray.runtime import agent, loops, rpc, sessions
+from miniray.runtime import agent, loops, rpc, sessions, supervisor
 from miniray.runtime.daemon import tell_ready
 from miniray.runtime.gcs import GcsShell
 from miniray.runtime.storage import StorageError, open_storage
@@ -38,7 +41,7 @@ async def _serve(options: HeadOptions, directory: str) -> int:
     failed: list[StorageError] = []
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, _signalled, stopping)
     _end_with(options.driver_pid, stopping)
 
     def fatal(error: StorageError) -> None:
@@ -65,12 +68,15 @@ async def _serve(options: HeadOptions, directory: str) -> int:
     sessions.publish(directory, "head", address=address, http=http)
     ready = {"address": address, "pid": os.getpid(), "session_dir": directory, "http": http}
     tell_ready(options.ready_fd, ready)
+    supervisor.ready(f"the head at {address}")
     await stopping.wait()
+    supervisor.stopping("the head ends")
     if web is not None:
         await web.stop()
     await server.stop()
     shell.close()
-    if own_file is not None and not failed:
+    is_over = sessions.is_over(directory) or bool(options.driver_pid)
+    if own_file is not None and is_over and not failed:
         for path in own_file.parent.glob(own_file.name + "*"):  # SQLite keeps two more beside it
             path.unlink(missing_ok=True)
     return 1 if failed else 0
@@ -90,6 +96,12 @@ async def _serve_http(options: HeadOptions, shell: GcsShell, token: str) -> WebS
 
 def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+def _signalled(stopping: asyncio.Event) -> None:
+    if stopping.is_set():
+        os._exit(0)  # what is durable stays, and the session directory goes with the janitor
+    stopping.set()
 
 
 def _end_with(pid: int, stopping: asyncio.Event) -> None:

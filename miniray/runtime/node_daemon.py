@@ -23,7 +23,7 @@ from miniray import _native, config
 from miniray._proto import common_pb2 as common
 from miniray.core import resources
 from miniray.core.node import Node
-from miniray.runtime import agent, host, loops, sessions
+from miniray.runtime import agent, host, loops, sessions, supervisor
 from miniray.runtime.daemon import tell_ready
 from miniray.runtime.raylet import Raylet
 
@@ -87,7 +87,10 @@ class NodeDaemon:
         try:
             await (self._join_local() if self._local else self._join_remote())
             self._publish(info)
+            cluster = self._options.gcs_address or "a local session"
+            supervisor.ready(f"node {info.node_id.hex()[:8]} of {cluster}")
             await self._stopping.wait()
+            supervisor.stopping(self._reason or "the node ends")
             await self._say_goodbye()
         finally:
             self._raylet.close()
@@ -131,6 +134,7 @@ class NodeDaemon:
         if self._local or self._signals > 1:
             self._stop("it was told to end", False)
             return
+        supervisor.stopping(f"drains what runs, for {config.get('drain_s'):.0f} s at most")
         self._raylet.node.drain_requested(
             asyncio.get_running_loop().time(), config.get("drain_s"), "it was told to end")
         self._raylet.turn()

@@ -6,6 +6,7 @@
         node.json  or  head.json    {"pid", "address": "HOST:PORT" of the GCS or "", "node_id", "socket"}
         token                       0600: the cluster's token
         raylet.sock, logs/          nodes only
+        over                        written by `miniray stop`: the head's tables are not needed any more
 
 A file is written whole (rename), after the daemon can be reached; the directory goes when the
 daemon ends. A session whose daemon is gone (kill -9 of everything at once) is skipped by readers.
@@ -14,6 +15,7 @@ Standard library only: the command line and `init()` read this before they load 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -76,6 +78,17 @@ def publish(
     assert kind in KINDS, kind
     info = {"pid": os.getpid(), "address": address, "node_id": node_id, "socket": socket, "http": http}
     write_private(os.path.join(directory, f"{kind}.json"), json.dumps(info))
+
+
+def declare_over(directory: str) -> None:
+    """The cluster of this head shall not come back. Does nothing when its directory has gone."""
+    with contextlib.suppress(OSError):
+        write_private(os.path.join(directory, "over"), "")
+
+
+def is_over(directory: str) -> bool:
+    """Whether somebody has declared it over."""
+    return os.path.exists(os.path.join(directory, "over"))
 
 
 def living() -> list[Session]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -123,3 +124,51 @@ def test_a_foreground_daemon_ends_on_sigterm(
 def test_a_local_session_can_be_looked_at(miniray: Run, ray_start: object) -> None:
     assert "local session" in miniray("status").stdout
     assert "alive" in miniray("list", "nodes").stdout
+
+
+def running_head(
+    environment: dict[str, str], port: int, wait_until: Callable[..., None], **more: str
+) -> subprocess.Popen[bytes]:
+    """`miniray head` in the foreground, once it can be reached."""
+    directory = Path(environment["MINIRAY_TMPDIR"])
+    before = set(directory.glob("*/head.json"))
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "miniray", "head", "--port", str(port)], env=environment | more, cwd=ROOT)
+    wait_until(lambda: set(directory.glob("*/head.json")) - before, timeout_s=30)
+    return daemon
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def test_a_head_that_is_told_to_end_keeps_its_tables_and_a_stopped_one_does_not(
+    miniray: Run, environment: dict[str, str], wait_until: Callable[..., None], tmp_path: Path
+) -> None:
+    environment |= {"XDG_STATE_HOME": str(tmp_path), "MINIRAY_AUTH_TOKEN": "k" * 64}
+    tables = tmp_path / "miniray"
+    port = free_port()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        daemon = running_head(environment, port, wait_until)
+        daemon.send_signal(number)
+        daemon.wait(10)
+        assert [path.name for path in tables.glob("*.sqlite")] == [f"head-{port}.sqlite"], number
+    daemon = running_head(environment, port, wait_until)
+    miniray("stop", XDG_STATE_HOME=str(tmp_path))
+    daemon.wait(10)
+    assert list(tables.iterdir()) == []
+
+
+def test_a_head_tells_its_supervisor(
+    environment: dict[str, str], wait_until: Callable[..., None], tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(30)
+        daemon = running_head(environment, free_port(), wait_until, NOTIFY_SOCKET=str(tmp_path / "notify"))
+        assert sock.recv(1000).startswith(b"READY=1\nSTATUS=the head at 127.0.0.1:")
+        daemon.send_signal(signal.SIGTERM)
+        assert sock.recv(1000) == b"STOPPING=1\nSTATUS=the head ends"
+        assert daemon.wait(10) == 0
