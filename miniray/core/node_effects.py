@@ -118,17 +118,22 @@ class DropSpilled:
 
 @dataclass(slots=True)
 class StartFetch:
-    """Copy an object from another node's store; answered by `fetch_ended`."""
+    """Copy an object from another node's store; answered by `fetch_ended`.
+
+    Goes on where the last fetch of the object stopped; `fresh`: its bytes are of another copy, forget them.
+    """
 
     object_id: bytes
     node_id: bytes
+    fresh: bool = False
 
 
 @dataclass(slots=True)
 class StopFetch:
-    """Nobody waits for this fetch any more: abort it. No answer."""
+    """Abort a fetch, and drop what has come; `keep` it for the next fetch of the object. No answer."""
 
     object_id: bytes
+    keep: bool = False
 
 
 @dataclass(slots=True)

@@ -10,12 +10,17 @@ Requests for one object share one pull, which runs at its most urgent requester'
 (GET before WAIT before ARGUMENT). Of the sources known the one with the fewest fetches under way
 is taken; a source that is busy names others that have a copy, so a broadcast forms a tree.
 
-Pure; runs inside `core.node.Node`. Limits: `ACTIVE_PULLS` at a time, and their bytes stay under
-`ACTIVE_SHARE` of the store unless there is only one.
+When a source fails half-way another one is asked at once for the rest. Bytes of two sources are put
+together only if somebody who has a copy named both of them at one time (`Pull.kin`): an object that its
+task has made anew may differ from what was lost.
+
+Pure; runs inside `core.node.Node`. Limits: `ACTIVE_PULLS` at a time, `PULLS_PER_SOURCE` of them from one
+node, and their bytes stay under `ACTIVE_SHARE` of the store unless there is only one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +30,12 @@ from miniray.core.memory import ROOM_WAIT_S, Memory, Owner
 from miniray.core.node_effects import DeleteObjects, StartFetch, StopFetch, to_client
 
 ACTIVE_PULLS = 16
+PULLS_PER_SOURCE = 8
+"""So that a source that has fallen silent holds up what comes from others only in part."""
 ACTIVE_SHARE = 0.5
 BUSY_RETRY_S = 0.02
+BUSY_RETRY_MAX_S = 0.64
+"""A busy source is asked again after the first, and after twice as long each time, up to the second."""
 
 UNREACHED_S = 30.0
 """A node that the GCS takes for alive is asked again for so long when it does not answer us."""
@@ -58,13 +67,44 @@ class Pull:
     failed: dict[bytes, str] = field(default_factory=dict)
     unreached: dict[bytes, float] = field(default_factory=dict)
     """Living nodes that did not answer, and since when."""
+    not_before: dict[bytes, float] = field(default_factory=dict)
+    """Sources that are given some time."""
+    refusals: int = 0
+    """How often a source was busy."""
+    kin: dict[bytes, int] = field(default_factory=dict)
+    """Nodes with the same number have copies of the same bytes."""
+    kept: int | None = None
+    """Some bytes have come, from nodes with this number."""
     state: str = QUEUED
     source: bytes = b""
-    retry_at: float = 0.0
 
     @property
     def priority(self) -> int:
         return min(self.waiters.values(), default=worker_pb2.PullRequest.ARGUMENT)
+
+    @property
+    def retry_at(self) -> float:
+        """When a source may be asked again, if all are given time."""
+        return min(self.not_before[node_id] for node_id in self.sources)
+
+    def name(self, node_ids: Iterable[bytes]) -> None:
+        """Nodes that somebody who knows has named together."""
+        named = list(node_ids)
+        number = next((self.kin[n] for n in named if n in self.kin), len(self.kin))
+        for node_id in named:
+            self.kin[node_id] = number
+            self.sources.setdefault(node_id)
+
+    def ready(self, now: float) -> list[bytes]:
+        """Sources that may be asked now."""
+        return [node_id for node_id in self.sources if self.not_before.get(node_id, now) <= now]
+
+    def drop(self, node_id: bytes, why: str) -> None:
+        """It is no source any more."""
+        self.sources.pop(node_id, None)
+        self.not_before.pop(node_id, None)
+        self.kin.pop(node_id, None)
+        self.failed[node_id] = why
 
 
 @dataclass(slots=True)
@@ -93,7 +133,9 @@ class Transfer:
         pull.waiters[(worker_id, message.request_id)] = message.priority
         for node_id in message.locations:
             pull.failed.pop(node_id, None)  # its owner still lists it: worth another attempt
-            pull.sources[node_id] = None
+        pull.name(message.locations)
+        if pull.state == BACKING_OFF:
+            self._next_source(now, pull)
         self._advance(now)
 
     def pull_cancelled(self, now: float, worker_id: bytes, request_id: int) -> None:
@@ -112,11 +154,17 @@ class Transfer:
                 self._abandon(now, pull)
 
     def _abandon(self, now: float, pull: Pull) -> None:
+        self._end(pull)
+        self._advance(now)
+
+    def _end(self, pull: Pull) -> None:
+        """The pull is over, and what has come of it is dropped."""
         del self.pulls[pull.object_id]
         if pull.state == FETCHING:
             self._leave_source(pull)
             self.out.append(StopFetch(pull.object_id))
-        self._advance(now)
+        elif pull.kept is not None:
+            self.out.append(StopFetch(pull.object_id))
 
     def fetch_ended(self, now: float, object_id: bytes, size: int, owner: Owner,
                     failure: common.Failure | None, elsewhere: list[bytes]) -> None:
@@ -132,6 +180,7 @@ class Transfer:
         self._leave_source(pull)
         pull.size = size or pull.size
         if failure is None:
+            pull.kept, pull.state = None, QUEUED
             self._finish(now, pull, None, fetched=source != self.node_id)
         elif failure.kind == common.STORE_FULL:
             self._want_room(now, pull)
@@ -141,24 +190,29 @@ class Transfer:
 
     def _source_failed(self, now: float, pull: Pull, source: bytes, failure: common.Failure,
                        elsewhere: list[bytes]) -> None:
+        if failure.kind == common.NODE_DIED:  # half-way, perhaps
+            pull.kept = pull.kin[source]
         silent = failure.kind == common.NODE_DIED and source in self.peers
         if silent and now < pull.unreached.setdefault(source, now) + UNREACHED_S:
-            self._ask_again(pull, source, [], now + SILENT_RETRY_S)
+            self._give_time(pull, source, now + SILENT_RETRY_S)
         elif failure.kind == common.UNAVAILABLE:  # busy: ask those it served, else ask it again
-            self._ask_again(pull, source, elsewhere, now + BUSY_RETRY_S)
+            pull.name([source, *(n for n in elsewhere if n not in pull.failed and n != self.node_id)])
+            pause = min(BUSY_RETRY_S * 2**min(pull.refusals, 10), BUSY_RETRY_MAX_S)
+            pull.refusals += 1
+            self._give_time(pull, source, now + pause)
         else:
-            pull.sources.pop(source, None)
-            pull.failed[source] = failure.message
-            pull.state = QUEUED
+            pull.drop(source, failure.message)
+        self._next_source(now, pull)
 
-    def _ask_again(self, pull: Pull, source: bytes, elsewhere: list[bytes], at: float) -> None:
-        """The source comes last in turn from now on, and not before `at`."""
-        fresh = [n for n in elsewhere if n not in pull.failed and n != self.node_id]
-        pull.sources.pop(source, None)
-        pull.sources.update(dict.fromkeys(fresh))
+    def _give_time(self, pull: Pull, source: bytes, until: float) -> None:
+        """The source comes last in turn from now on, and not before `until`."""
+        pull.not_before[source] = until
+        del pull.sources[source]
         pull.sources[source] = None
-        pull.state = BACKING_OFF
-        pull.retry_at = at
+
+    def _next_source(self, now: float, pull: Pull) -> None:
+        """Wait only if every source is to be given time."""
+        pull.state = BACKING_OFF if pull.sources and not pull.ready(now) else QUEUED
 
     def _want_room(self, now: float, pull: Pull) -> None:
         pull.state = MAKING_ROOM
@@ -186,16 +240,23 @@ class Transfer:
         if failure is None or failure.kind in (common.STORE_FULL, common.OUT_OF_DISK):
             self._finish(now, pull, failure)
         else:
-            pull.failed[self.node_id] = failure.message
-            pull.sources.pop(self.node_id, None)
-            pull.state = QUEUED
+            pull.drop(self.node_id, failure.message)
+            self._next_source(now, pull)
         self._advance(now)
 
     def peer_lost(self, now: float, node_id: bytes) -> None:
-        """A node has died: it is no source any more; a fetch under way fails by itself."""
+        """A node has died: it is no source any more, and the rest comes from another one."""
         for pull in self.pulls.values():
-            if pull.sources.pop(node_id, "absent") != "absent":
-                pull.failed[node_id] = "the node has died"
+            if node_id not in pull.sources:
+                continue
+            if pull.state == FETCHING and pull.source == node_id:
+                pull.kept = pull.kin[node_id]
+                self._leave_source(pull)
+                self.out.append(StopFetch(pull.object_id, keep=True))
+                pull.state = QUEUED
+            pull.drop(node_id, "the node has died")
+            if pull.state in (QUEUED, BACKING_OFF):
+                self._next_source(now, pull)
         self._advance(now)
 
     def freed(self, now: float, object_ids: list[bytes]) -> None:
@@ -204,9 +265,6 @@ class Transfer:
             pull = self.pulls.get(object_id)
             if pull is None:
                 continue
-            if pull.state == FETCHING:  # its bytes must not come after the end
-                self._leave_source(pull)
-                self.out.append(StopFetch(object_id))
             self._finish(now, pull, common.Failure(
                 kind=common.OBJECT_LOST, message=f"object {object_id.hex()} was freed by its owner"))
         self._advance(now)
@@ -221,17 +279,19 @@ class Transfer:
         waiting.sort(key=lambda pull: (pull.priority, pull.order))
         active = [p for p in self.pulls.values() if p.state in (FETCHING, RESTORING, MAKING_ROOM)]
         count = len(active)
-        total = sum(pull.size for pull in active)
+        total = sum(pull.size for pull in self.pulls.values()
+                    if pull.state in (FETCHING, RESTORING, MAKING_ROOM) or pull.kept is not None)
         limit = int(ACTIVE_SHARE * self.memory.capacity)
         for pull in waiting:
-            if count and (count >= ACTIVE_PULLS or total + pull.size > limit):
+            taken = 0 if pull.kept is not None else pull.size
+            if count and (count >= ACTIVE_PULLS or total + taken > limit):
                 return
             if self._start(now, pull):
                 count += 1
-                total += pull.size
+                total += taken
 
     def _start(self, now: float, pull: Pull) -> bool:
-        """Begin one pull; False when there is nowhere to get it from (then it is answered)."""
+        """Begin one pull. False when it waits for its turn at a source, or has none and is answered."""
         if self.memory.is_spilled(pull.object_id):
             pull.state = RESTORING
             object_id = pull.object_id
@@ -240,13 +300,26 @@ class Transfer:
         if not pull.sources:
             self._finish(now, pull, self._lost(pull))
             return False
-        # Our own node first: whatever we were told is stale if the copy is here.
-        pull.source = self.node_id if self.node_id in pull.sources else min(
-            pull.sources, key=lambda node_id: self.sources_busy.get(node_id, 0))
-        self.sources_busy[pull.source] = self.sources_busy.get(pull.source, 0) + 1
+        source = self._choose(now, pull)
+        if self.sources_busy.get(source, 0) >= PULLS_PER_SOURCE:
+            return False
+        pull.source = source
+        self.sources_busy[source] = self.sources_busy.get(source, 0) + 1
         pull.state = FETCHING
-        self.out.append(StartFetch(pull.object_id, pull.source))
+        fresh = pull.kept is not None and pull.kin[source] != pull.kept
+        if fresh:
+            pull.kept = None
+        self.out.append(StartFetch(pull.object_id, source, fresh))
         return True
+
+    def _choose(self, now: float, pull: Pull) -> bytes:
+        """Our own node first: whatever we were told is stale if the copy is here. Then those that can go
+        on where another stopped, then the one that we ask for least."""
+        ready = pull.ready(now)
+        if self.node_id in ready:
+            return self.node_id
+        return min(ready, key=lambda node_id: (pull.kept not in (None, pull.kin[node_id]),
+                                               self.sources_busy.get(node_id, 0)))
 
     def _leave_source(self, pull: Pull) -> None:
         left = self.sources_busy[pull.source] - 1
@@ -257,7 +330,7 @@ class Transfer:
         pull.source = b""
 
     def _finish(self, now: float, pull: Pull, failure: common.Failure | None, fetched: bool = False) -> None:
-        del self.pulls[pull.object_id]
+        self._end(pull)
         for worker_id, request_id in pull.waiters:
             reply = worker_pb2.PullReply(request_id=request_id, object_id=pull.object_id, failure=failure,
                                          failed_nodes=list(pull.failed))
@@ -281,8 +354,8 @@ class Transfer:
     def tick(self, now: float) -> None:
         """Ask busy sources again."""
         for pull in self.pulls.values():
-            if pull.state == BACKING_OFF and pull.retry_at <= now:
-                pull.state = QUEUED
+            if pull.state == BACKING_OFF:
+                self._next_source(now, pull)
         self._advance(now)
 
     def check(self) -> None:
@@ -290,6 +363,7 @@ class Transfer:
         counts: dict[bytes, int] = {}
         for pull in self.pulls.values():
             assert pull.waiters, "a pull nobody waits for"
+            assert pull.kin.keys() == pull.sources.keys() >= pull.not_before.keys(), "sources miscounted"
             if pull.state == FETCHING:
                 counts[pull.source] = counts.get(pull.source, 0) + 1
         assert counts == self.sources_busy, "fetches per source miscounted"

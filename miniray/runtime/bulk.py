@@ -36,11 +36,12 @@ from typing import Any, Protocol
 from google.protobuf.message import DecodeError
 
 from miniray._proto import raylet_pb2
+from miniray.runtime.landing import Landing
 
-STREAMS = 8
+STREAMS = 16
 IDLE_S = 30.0
-STALL_S = 30.0
-"""A transfer that moves nothing for so long has failed."""
+STALL_S = 10.0
+"""A transfer that moves nothing for so long has failed; the next one goes on where it stopped."""
 CONNECT_S = 5.0
 UNREACHED_MS = 30_000
 """A connection of two workers on which nothing is acknowledged for so long breaks; they relay again."""
@@ -161,45 +162,44 @@ class BulkReader:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def fetch(self, address: Address, request: raylet_pb2.FetchRequest,
-                    begin: Callable[[raylet_pb2.Chunk], memoryview | None]) -> None:
-        """Read one object into the view that `begin(header)` returns; None: it is not wanted.
+                    begin: Callable[[raylet_pb2.Chunk], Landing]) -> None:
+        """Read one object, or its rest from `request.offset` on, to where `begin(header)` says.
 
-        OSError when the source is out of reach or stops half-way. When cancelled, the view is not
-        written to any more by the time this returns.
+        OSError when the source is out of reach or stops half-way. When cancelled, nothing is
+        written any more by the time this returns. What has come is in the landing either way.
         """
+        start = request.offset
         if self._streams > 1:
-            request = _part_of(request, 0)
+            request = _part_of(request, start)
         sock, header = await self._open(address, request)
         try:
-            view = begin(header)
+            landing = begin(header)
         except BaseException:
             self._let_go(sock)
             raise
-        if view is None or not len(view):
-            if view is None and header.total_size:
-                self._let_go(sock)  # its bytes are on their way
-            else:
-                self._keep(address, sock)
+        size = len(landing)
+        if start == size:
+            self._keep(address, sock)
             return
-        if not request.length or len(view) <= request.length:
-            await self._receive(address, sock, view)
+        if not request.length or size - start <= request.length:
+            await self._receive(address, sock, landing, start, size)
             return
-        offsets = deque(range(PART_BYTES, len(view), PART_BYTES))
+        offsets = deque(range(start + PART_BYTES, size, PART_BYTES))
         streams = min(self._streams - 1, len(offsets))
         await _together([
-            self._receive(address, sock, view[:PART_BYTES]),
-            *(self._read_parts(address, request, view, offsets) for _ in range(streams))])
+            self._receive(address, sock, landing, start, start + PART_BYTES),
+            *(self._read_parts(address, request, landing, offsets) for _ in range(streams))])
 
-    async def _read_parts(self, address: Address, request: raylet_pb2.FetchRequest, view: memoryview,
+    async def _read_parts(self, address: Address, request: raylet_pb2.FetchRequest, landing: Landing,
                           offsets: deque[int]) -> None:
         """Read the parts at `offsets`, one after the other, until some stream has begun each."""
         while offsets:
             offset = offsets.popleft()
             sock, header = await self._open(address, _part_of(request, offset))
-            if header.HasField("failure") or header.total_size != len(view):
+            if header.HasField("failure") or header.total_size != len(landing):
                 self._let_go(sock)
                 raise ConnectionError(f"the source has changed its mind: {header.failure.message}")
-            await self._receive(address, sock, view[offset : offset + PART_BYTES])
+            await self._receive(address, sock, landing, offset, min(offset + PART_BYTES, len(landing)))
 
     async def _open(
         self, address: Address, request: raylet_pb2.FetchRequest
@@ -228,9 +228,11 @@ class BulkReader:
         sock = await connect(self._loop, address, self._token)
         return sock, await self._ask_fresh(sock, request)
 
-    async def _receive(self, address: Address, sock: socket.socket, view: memoryview) -> None:
+    async def _receive(
+        self, address: Address, sock: socket.socket, landing: Landing, start: int, end: int
+    ) -> None:
         try:
-            await _in_thread(self._loop, self._threads, sock, _receive_all, view)
+            await _in_thread(self._loop, self._threads, sock, _receive_all, (landing, start, end))
         except BaseException:
             self._let_go(sock)
             raise
@@ -375,10 +377,13 @@ def _send_all(sock: socket.socket, source: Source) -> None:
         at += len(data)
 
 
-def _receive_all(sock: socket.socket, view: memoryview) -> None:
-    at = 0
-    while at < len(view):
-        count = sock.recv_into(view[at : at + PIECE_BYTES])
-        if not count:
-            raise ConnectionError(f"the source stopped after {at} of {len(view)} bytes")
-        at += count
+def _receive_all(sock: socket.socket, where: tuple[Landing, int, int]) -> None:
+    landing, at, end = where
+    with landing.view[at:end] as view:
+        start = at
+        while at < end:
+            count = sock.recv_into(view[at - start : at - start + PIECE_BYTES])
+            if not count:
+                raise ConnectionError(f"the source stopped after {at} of {len(landing)} bytes")
+            landing.arrived(at, at + count)
+            at += count

@@ -16,6 +16,7 @@ from miniray.core.node_effects import ConnectWorkers
 from miniray.runtime import rpc
 from miniray.runtime.bulk import BulkReader, BulkServer, connect_workers
 from miniray.runtime.host import cpu_count
+from miniray.runtime.landing import Landing
 from miniray.runtime.links import LinkEvents, PeerEvents, PeerLinks, Stream, StreamEnded
 from miniray.runtime.objects import Begin
 from miniray.runtime.raylet import Raylet
@@ -136,16 +137,13 @@ class ClusterLinks:
 
 
 async def _fill(chunks: AsyncIterator[raylet_pb2.Chunk], begin: Begin) -> None:
-    """Copy a stream of chunks into the view that `begin` returns for the first."""
-    view: memoryview | None = None
-    done = total = 0
+    """Copy a stream of chunks to where `begin` says for the first."""
+    landing: Landing | None = None
     async for chunk in chunks:
-        if view is None:
-            total = chunk.total_size
-            view = begin(chunk)
-            if view is None:
-                return
-        view[chunk.offset : chunk.offset + len(chunk.data)] = chunk.data
-        done += len(chunk.data)
-    if view is None or done < total:
-        raise ConnectionError(f"the stream ended after {done} of {total} bytes")
+        if landing is None:
+            landing = begin(chunk)
+        end = chunk.offset + len(chunk.data)
+        landing.view[chunk.offset : end] = chunk.data
+        landing.arrived(chunk.offset, end)
+    if landing is None or landing.done < len(landing):
+        raise ConnectionError("the stream ended before the object did")

@@ -24,21 +24,27 @@ from miniray._proto import raylet_pb2
 from miniray.core.memory import NOBODY, Owner
 from miniray.core.node import Node
 from miniray.core.node_effects import DropSpilled, RestoreObject, SpillObjects, StartFetch, StopFetch
+from miniray.runtime.landing import Landing
 from miniray.runtime.spill import Spilled, SpillFiles
 
 CHUNK_BYTES = 5 << 20
 SERVES_PER_OBJECT = 3
 ELSEWHERE_KEPT = 8
+SERVED_KEPT = 256
+"""Objects of which is known who has read them. One who has it no more says so, and others are asked."""
 
 
-Begin = Callable[[raylet_pb2.Chunk], "memoryview | None"]
+Begin = Callable[[raylet_pb2.Chunk], Landing]
 
 
 class FetchPort(Protocol):
     """Reads an object from another node: over `runtime.bulk`, or gRPC where there is no port for it."""
 
     async def __call__(self, node_id: bytes, request: raylet_pb2.FetchRequest, begin: Begin) -> None:
-        """Call `begin` with the header and fill the view it returns; OSError: source out of reach."""
+        """Call `begin` with the header and fill what it returns from `request.offset` on.
+
+        OSError: the source is out of reach, or has broken off.
+        """
 
 
 class FetchFailed(Exception):
@@ -62,6 +68,9 @@ class Objects:
         self._loop = asyncio.get_running_loop()
         self._files = SpillFiles(spill_dir)
         self._fetches: dict[bytes, asyncio.Task[None]] = {}
+        self._stopping: dict[bytes, asyncio.Task[None]] = {}
+        self._landings: dict[bytes, Landing] = {}
+        """Objects of which not all bytes have come."""
         self._others: set[asyncio.Task[None]] = set()
         self._serving: dict[bytes, dict[bytes, int]] = {}
         self._served: dict[bytes, list[bytes]] = {}
@@ -70,6 +79,8 @@ class Objects:
         """Stop all streams and remove the spill files."""
         for task in (*self._fetches.values(), *self._others):
             task.cancel()
+        for object_id in [one for one in self._landings if one not in self._fetches | self._stopping]:
+            self._drop(object_id)
         self._files.remove_all()
 
     def _spawn(self, work: Any) -> None:
@@ -139,20 +150,47 @@ class Objects:
     # ---- fetching ----
 
     def start_fetch(self, effect: StartFetch) -> None:
-        """Copy an object here."""
-        self._fetches[effect.object_id] = self._loop.create_task(
-            self._fetch(effect.object_id, effect.node_id))
+        """Copy an object here, or the rest of it."""
+        object_id = effect.object_id
+        before = self._stopping.get(object_id)
+        if effect.fresh and before is None:
+            self._drop(object_id)
+        elif effect.fresh and before is not None:
+            before.add_done_callback(lambda _: self._drop(object_id))
+        self._fetches[object_id] = self._loop.create_task(self._fetch(object_id, effect.node_id, before))
 
     def stop_fetch(self, effect: StopFetch) -> None:
-        """Nobody waits for it any more."""
-        task = self._fetches.pop(effect.object_id, None)
+        """Nobody waits for it any more, or not from there."""
+        object_id = effect.object_id
+        task = self._fetches.pop(object_id, None)
         if task is not None:
+            self._stopping[object_id] = task
+            task.add_done_callback(lambda done: self._stopped(object_id, done))
             task.cancel()
+        task = self._stopping.get(object_id)
+        if not effect.keep:
+            if task is None:
+                self._drop(object_id)
+            else:
+                task.add_done_callback(lambda _: self._drop(object_id))
 
-    async def _fetch(self, object_id: bytes, node_id: bytes) -> None:
+    def _stopped(self, object_id: bytes, task: asyncio.Task[None]) -> None:
+        if self._stopping.get(object_id) is task:
+            del self._stopping[object_id]
+
+    def _drop(self, object_id: bytes) -> None:
+        """Give the memory of an object back that did not come to its end."""
+        landing = self._landings.pop(object_id, None)
+        if landing is not None:
+            landing.view.release()
+            self._store.abort(object_id)
+
+    async def _fetch(self, object_id: bytes, node_id: bytes, before: asyncio.Task[None] | None) -> None:
         size, owner = 0, NOBODY
         failure: common.Failure | None = None
         elsewhere: list[bytes] = []
+        if before is not None and not before.done():
+            await asyncio.wait([before])
         try:
             if not self._store.contains(object_id):
                 size, owner = await self._copy(object_id, node_id)
@@ -166,32 +204,35 @@ class Objects:
         self._turn()
 
     async def _copy(self, object_id: bytes, node_id: bytes) -> tuple[int, Owner]:
-        """Stream the object into the store. Returns its size and owner; raises FetchFailed."""
+        """Stream the object into the store. Returns its size and owner; raises FetchFailed, OSError."""
         if node_id == self._node.node_id or self.fetch_port is None:
             raise FetchFailed(common.Failure(kind=common.NOT_FOUND, message="it is not in the store"), [])
-        view: memoryview | None = None
+        kept = self._landings.get(object_id)
         owner, total = NOBODY, 0
 
-        def begin(header: raylet_pb2.Chunk) -> memoryview:
-            nonlocal view, owner, total
+        def begin(header: raylet_pb2.Chunk) -> Landing:
+            nonlocal owner, total
             if header.HasField("failure"):
                 raise FetchFailed(header.failure, list(header.elsewhere))
             total, owner = header.total_size, _owner_of(header)
-            view = self._room(object_id, total)
-            return view
+            if kept is None:
+                self._landings[object_id] = Landing(self._room(object_id, total))
+            elif len(kept) != total:
+                self._drop(object_id)
+                raise ConnectionError(f"its copy has {total} bytes, another one had more or less")
+            return self._landings[object_id]
 
-        request = raylet_pb2.FetchRequest(object_id=object_id, reader=self._node.node_id)
+        request = raylet_pb2.FetchRequest(
+            object_id=object_id, reader=self._node.node_id, offset=kept.done if kept is not None else 0)
         try:
             await self.fetch_port(node_id, request, begin)
         except _native.ObjectExists:
             return total, owner  # somebody here has made it meanwhile
-        except BaseException:
-            if view is not None:
-                view.release()
-                self._store.abort(object_id)
+        except (OSError, asyncio.CancelledError):
+            if object_id in self._landings:
+                self._landings[object_id].interrupted()
             raise
-        assert view is not None
-        view.release()
+        self._landings.pop(object_id).view.release()
         self._store.seal(object_id)
         return total, owner
 
@@ -208,11 +249,11 @@ class Objects:
         """Begin to serve an object or a part; a source of no bytes with a failure when it is not here."""
         object_id = request.object_id
         readers = self._serving.get(object_id, {})
-        busy = len(readers) >= SERVES_PER_OBJECT and request.reader not in readers
-        if busy and self._served.get(object_id):
+        begun = request.reader in readers or request.offset
+        if len(readers) >= SERVES_PER_OBJECT and not begun:
             return Source(raylet_pb2.Chunk(
                 failure=common.Failure(kind=common.UNAVAILABLE, message="its source is busy"),
-                elsewhere=self._served[object_id]))
+                elsewhere=self._served.get(object_id, ())))
         buffer = self._store.get(object_id)
         location = self._files.location(object_id) if buffer is None else None
         if buffer is None and location is None:
@@ -238,12 +279,12 @@ class Objects:
         if not readers[reader]:
             del readers[reader]
             if complete and reader:
-                copies = self._served.setdefault(object_id, [])
-                copies.append(reader)
-                del copies[:-ELSEWHERE_KEPT]
+                copies = self._served.pop(object_id, [])
+                self._served[object_id] = [*copies, reader][-ELSEWHERE_KEPT:]
+                if len(self._served) > SERVED_KEPT:
+                    del self._served[next(iter(self._served))]
         if not readers:
             del self._serving[object_id]
-            self._served.pop(object_id, None)
 
     async def serve(
         self, request: raylet_pb2.FetchRequest, reader: bytes = b""

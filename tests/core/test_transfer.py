@@ -17,10 +17,17 @@ from miniray.core.node_effects import (
     ToClient,
 )
 from miniray.core.relay import Relay
-from miniray.core.transfer import ACTIVE_PULLS, BUSY_RETRY_S, Transfer
+from miniray.core.transfer import (
+    ACTIVE_PULLS,
+    BUSY_RETRY_MAX_S,
+    BUSY_RETRY_S,
+    PULLS_PER_SOURCE,
+    SILENT_RETRY_S,
+    Transfer,
+)
 
 MIB = 1 << 20
-HERE, A, B = b"h" * 28, b"a" * 28, b"b" * 28
+HERE, A, B, C = b"h" * 28, b"a" * 28, b"b" * 28, b"C" * 28
 CLIENT = b"c" * 28
 OWNER = common.Address(node_id=HERE, worker_id=CLIENT)
 GET, ARGUMENT = worker_pb2.PullRequest.GET, worker_pb2.PullRequest.ARGUMENT
@@ -55,9 +62,14 @@ class Bench:
         self.out[:] = [e for e in self.out if e not in found]
         return [e.message.pull for e in found]
 
-    def ended(self, number: int, kind: Any = None, elsewhere: tuple[bytes, ...] = (), mib: int = 1) -> None:
+    def started(self) -> list[tuple[int, bytes, bool]]:
+        fresh = [e.fresh for e in self.out if isinstance(e, StartFetch)]
+        return [(*where, is_fresh) for where, is_fresh in zip(self.fetches(), fresh, strict=True)]
+
+    def ended(self, number: int, kind: Any = None, elsewhere: tuple[bytes, ...] = (), mib: int = 1,
+              now: float = 0.0) -> None:
         failure = None if kind is None else common.Failure(kind=kind, message="it failed")
-        self.transfer.fetch_ended(0.0, oid(number), mib * MIB, (HERE, CLIENT), failure, list(elsewhere))
+        self.transfer.fetch_ended(now, oid(number), mib * MIB, (HERE, CLIENT), failure, list(elsewhere))
         self.transfer.check()
 
 
@@ -126,9 +138,79 @@ def test_a_busy_source_sends_us_to_those_it_has_served() -> None:
     bench.pull(1, A)
     bench.fetches()
     bench.ended(1, common.UNAVAILABLE, elsewhere=(B,))
-    assert not bench.fetches()
+    assert bench.fetches() == [(1, B)], "at once"
+    bench.ended(1, common.NOT_FOUND)
+    assert not bench.fetches(), "the busy one is given time"
     bench.transfer.tick(BUSY_RETRY_S)
-    assert bench.fetches() == [(1, B)]
+    assert bench.fetches() == [(1, A)]
+
+
+def test_a_source_that_stays_busy_is_asked_ever_less_often() -> None:
+    bench = Bench()
+    bench.pull(1, A)
+    now, pauses = 0.0, []
+    for _ in range(8):
+        assert bench.fetches() == [(1, A)]
+        bench.ended(1, common.UNAVAILABLE, now=now)
+        due = bench.transfer.next_deadline()
+        assert due is not None
+        pauses.append(round(due - now, 6))
+        now = due
+        bench.transfer.tick(now)
+    assert pauses[0] == BUSY_RETRY_S and pauses[-1] == BUSY_RETRY_MAX_S
+    assert pauses == sorted(pauses)
+
+
+def test_a_source_that_falls_silent_is_replaced_at_once_and_not_started_over() -> None:
+    bench = Bench()
+    bench.transfer.peers[A] = bench.transfer.peers[B] = None
+    bench.pull(1, A, B)
+    assert bench.started() == [(1, A, False)]
+    bench.ended(1, common.NODE_DIED)
+    assert bench.started() == [(1, B, False)], "B goes on where A stopped"
+    bench.ended(1, common.NODE_DIED)
+    assert not bench.started(), "both are given time"
+    bench.transfer.tick(SILENT_RETRY_S)
+    assert bench.started() == [(1, A, False)]
+    bench.ended(1)
+    assert not [e for e in bench.out if isinstance(e, StopFetch)]
+
+
+def test_bytes_of_copies_that_may_differ_are_not_put_together() -> None:
+    bench = Bench()
+    bench.transfer.peers[A] = bench.transfer.peers[B] = None
+    bench.pull(1, A)
+    bench.fetches()
+    bench.ended(1, common.NODE_DIED)
+    bench.pull(1, B)    # made anew, for all that we know
+    assert bench.started() == [(1, B, True)]
+    bench.ended(1, common.NODE_DIED)
+    bench.pull(1, B, C)
+    assert bench.started() == [(1, C, False)], "its owner says that B and C have the same"
+
+
+def test_a_fetch_from_a_node_that_died_goes_on_elsewhere_at_once() -> None:
+    bench = Bench()
+    bench.pull(1, A, B)
+    bench.fetches()
+    bench.transfer.peer_lost(0.0, A)
+    bench.transfer.check()
+    assert bench.out == [StopFetch(oid(1), keep=True), StartFetch(oid(1), B)]
+    bench.out.clear()
+    bench.transfer.peer_lost(0.0, B)
+    bench.transfer.check()
+    stop, drop, answer = bench.out
+    assert stop == StopFetch(oid(1), keep=True) and answer.message.pull.failure.kind == common.OBJECT_LOST
+    assert drop == StopFetch(oid(1)), "what has come is dropped"
+
+
+def test_one_source_has_only_a_part_of_the_pulls() -> None:
+    bench = Bench()
+    for number in range(ACTIVE_PULLS):
+        bench.pull(number, A, priority=GET)
+    assert len(bench.fetches()) == PULLS_PER_SOURCE
+    bench.pull(100, B, priority=ARGUMENT)
+    assert bench.fetches() == [(100, B)], "others are not held up"
 
 
 def test_a_full_store_makes_room_and_fetches_again() -> None:
@@ -187,10 +269,10 @@ def test_the_end_of_a_client_ends_its_pulls() -> None:
 
 def test_a_freed_object_is_not_waited_for() -> None:
     bench = Bench()
-    for number in range(ACTIVE_PULLS + 1):
+    for number in range(PULLS_PER_SOURCE + 1):
         bench.pull(number, A)
     bench.fetches()
-    bench.transfer.freed(0.0, [oid(ACTIVE_PULLS), oid(0)])
+    bench.transfer.freed(0.0, [oid(PULLS_PER_SOURCE), oid(0)])
     bench.transfer.check()
     assert [r.failure.kind for r in bench.replies()] == [common.OBJECT_LOST] * 2
     assert bench.out == [StopFetch(oid(0))]
@@ -200,7 +282,8 @@ def test_a_dead_node_is_no_source() -> None:
     bench = Bench()
     for number in range(ACTIVE_PULLS + 1):
         bench.pull(number, A, B)
-    bench.fetches()
+    assert [node for _, node in bench.fetches()] == [A, B] * PULLS_PER_SOURCE
     bench.transfer.peer_lost(0.0, A)
-    bench.ended(0)
-    assert bench.fetches() == [(ACTIVE_PULLS, B)]
+    assert not bench.fetches(), "B has enough to do"
+    bench.ended(1)
+    assert bench.fetches() == [(0, B)]

@@ -23,6 +23,7 @@ from miniray.core.node_effects import DropSpilled, RestoreObject, SpillObjects, 
 from miniray.runtime import bulk, objects
 from miniray.runtime.bulk import BulkReader, BulkServer
 from miniray.runtime.cluster_links import _fill
+from miniray.runtime.landing import Landing
 from miniray.runtime.objects import CHUNK_BYTES, Begin, Objects
 from miniray.runtime.spill import SpillFiles
 
@@ -247,7 +248,7 @@ async def test_fetches_that_fail_say_why_and_leave_nothing(wired: tuple[Place, P
     assert here.store.stats()["objects"] == 1
 
 
-async def test_a_source_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_source_that_breaks_off_leaves_what_has_come_until_nobody_wants_it(tmp_path: Path) -> None:
     here = Place(tmp_path, b"a")
 
     async def broken(node_id: bytes, request: raylet_pb2.FetchRequest, begin: Begin) -> None:
@@ -258,7 +259,86 @@ async def test_a_source_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     here.objects.start_fetch(StartFetch(oid(3), b"b" * 28))
     failure = (await here.next())[4]
     assert failure.kind == common.NODE_DIED and "unplugged" in failure.message
+    assert here.store.stats()["objects"] == 1
+    here.objects.stop_fetch(StopFetch(oid(3)))
     assert here.store.stats()["objects"] == 0
+
+
+class Breaking:
+    """A source that breaks off after some bytes, and notes where it was asked to begin."""
+
+    def __init__(self, data: bytes, pieces: int) -> None:
+        self.data = data
+        self.piece = len(data) // pieces
+        self.asked: list[int] = []
+
+    async def fetch(self, node_id: bytes, request: raylet_pb2.FetchRequest, begin: Begin) -> None:
+        start = request.offset
+        self.asked.append(start)
+        landing = begin(raylet_pb2.Chunk(total_size=len(self.data), offset=start))
+        end = min(start + self.piece, len(self.data))
+        landing.view[start:end] = self.data[start:end]
+        landing.arrived(start, end)
+        if end < len(self.data):
+            landing.arrived(end + 1, end + 2)   # behind a gap: read again
+            raise ConnectionError("it was unplugged")
+
+
+async def test_a_fetch_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
+    here, data = Place(tmp_path, b"a"), os.urandom(3000)
+    source = Breaking(data, 3)
+    here.objects.fetch_port = source.fetch
+    for node in b"bcb":
+        here.objects.start_fetch(StartFetch(oid(1), bytes([node]) * 28))
+        failure = (await here.next())[4]
+    assert failure is None and source.asked == [0, 1000, 2000]
+    assert here.read(oid(1)) == data
+
+
+async def test_a_fresh_fetch_begins_anew_and_so_does_one_of_another_size(tmp_path: Path) -> None:
+    here, data = Place(tmp_path, b"a"), os.urandom(3000)
+    first, other, longer = Breaking(data, 2), Breaking(bytes(3000), 1), Breaking(bytes(4000), 1)
+    here.objects.fetch_port = first.fetch
+    here.objects.start_fetch(StartFetch(oid(1), b"b" * 28))
+    assert (await here.next())[4].kind == common.NODE_DIED
+    here.objects.fetch_port = other.fetch
+    here.objects.start_fetch(StartFetch(oid(1), b"c" * 28, fresh=True))
+    assert (await here.next())[4] is None and here.read(oid(1)) == bytes(3000)
+    here.objects.fetch_port = first.fetch
+    here.objects.start_fetch(StartFetch(oid(2), b"b" * 28))
+    assert (await here.next())[4].kind == common.NODE_DIED
+    here.objects.fetch_port = longer.fetch
+    here.objects.start_fetch(StartFetch(oid(2), b"c" * 28))
+    assert (await here.next())[4].kind == common.NODE_DIED
+    here.objects.start_fetch(StartFetch(oid(2), b"c" * 28))
+    assert (await here.next())[4] is None and here.read(oid(2)) == bytes(4000)
+    assert longer.asked == [1500, 0]
+
+
+async def test_a_fetch_that_is_replaced_lets_go_of_the_memory_first(tmp_path: Path) -> None:
+    here, data = Place(tmp_path, b"a"), os.urandom(3000)
+    held, let_go = asyncio.Event(), asyncio.Event()
+
+    async def silent(node_id: bytes, request: raylet_pb2.FetchRequest, begin: Begin) -> None:
+        landing = begin(raylet_pb2.Chunk(total_size=3000))
+        landing.view[:1000] = data[:1000]
+        landing.arrived(0, 1000)
+        try:
+            held.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)   # a thread that still writes
+            let_go.set()
+
+    source = Breaking(data, 1)
+    here.objects.fetch_port = silent
+    here.objects.start_fetch(StartFetch(oid(1), b"b" * 28))
+    await held.wait()
+    here.objects.fetch_port = source.fetch
+    here.objects.stop_fetch(StopFetch(oid(1), keep=True))
+    here.objects.start_fetch(StartFetch(oid(1), b"c" * 28))
+    assert (await here.next())[4] is None
+    assert let_go.is_set() and source.asked == [1000] and here.read(oid(1)) == data
 
 
 async def test_a_stopped_fetch_gives_its_memory_back(tmp_path: Path) -> None:
@@ -337,7 +417,7 @@ async def test_a_large_object_is_read_in_parts_at_once(striped: tuple[Place, Wir
     request = raylet_pb2.FetchRequest(object_id=oid(1), reader=b"r" * 28)
     await wires.client.fetch(
         ("127.0.0.1", wires.server.port), request,
-        lambda header: memoryview(target) if header.total_size == size else pytest.fail("size"))
+        lambda header: Landing(memoryview(target)) if header.total_size == size else pytest.fail("size"))
     assert bytes(target) == data
     assert sorted(asked) == [(at, 64 * 1024) for at in range(0, max(size, 1), 64 * 1024)]
     await eventually(lambda: not source.objects._serving)
@@ -361,7 +441,7 @@ async def test_a_part_that_fails_fails_the_whole(
     with pytest.raises(ConnectionError, match="changed its mind"):
         await wires.client.fetch(
             ("127.0.0.1", wires.server.port), raylet_pb2.FetchRequest(object_id=oid(1), reader=b"r" * 28),
-            lambda header: memoryview(target))
+            lambda header: Landing(memoryview(target)))
     assert wires.client._slots._value == bulk.STREAMS, "every stream has let go"
     await eventually(lambda: not source.objects._serving)
 
@@ -380,8 +460,9 @@ async def test_the_streams_of_one_reader_count_as_one_copy(
     streams = [read(b"1", 0), read(b"1", MIB // 2)]
     assert [stream.size for stream in streams] == [MIB // 2, MIB // 2]
     streams[0].close(True)
-    assert read(b"2", 0).size, "nobody has a whole copy yet"
+    assert not read(b"2", 0).header.elsewhere, "nobody has a whole copy yet"
     streams[1].close(True)
+    assert read(b"2", 0).size
     refused = read(b"3", 0)
     assert refused.header.failure.kind == common.UNAVAILABLE
     assert list(refused.header.elsewhere) == [b"1" * 28]
@@ -417,12 +498,19 @@ async def test_a_busy_source_names_those_it_has_served(
     monkeypatch.setattr(objects, "SERVES_PER_OBJECT", 1)
     place = Place(tmp_path, b"s")
     place.put(1, b"x" * MIB)
-    first = place.objects.open_source(raylet_pb2.FetchRequest(object_id=oid(1), reader=b"1" * 28))
-    second = place.objects.open_source(raylet_pb2.FetchRequest(object_id=oid(1), reader=b"2" * 28))
-    assert second.size == MIB, "with nobody to send it to, it serves"
+
+    def read(reader: bytes, offset: int = 0) -> Any:
+        return place.objects.open_source(
+            raylet_pb2.FetchRequest(object_id=oid(1), reader=reader * 28, offset=offset))
+
+    first = read(b"1")
+    refused = read(b"2")
+    assert refused.header.failure.kind == common.UNAVAILABLE and not refused.header.elsewhere
+    rest = read(b"2", MIB // 2)
+    assert rest.size == MIB // 2, "who has begun is served"
     first.close(True)
-    refused = place.objects.open_source(raylet_pb2.FetchRequest(object_id=oid(1), reader=b"3" * 28))
+    refused = read(b"3")
     assert refused.header.failure.kind == common.UNAVAILABLE
     assert list(refused.header.elsewhere) == [b"1" * 28]
-    second.close(False)
+    rest.close(False)
     assert place.store.pins(oid(1)) == []

@@ -19,7 +19,7 @@ from miniray.core.memory import NOBODY
 from miniray.core.node import Node
 
 from .network import LinkEnd, Network, Pipe, Wire, WireEnd
-from .world import Timer, World
+from .world import Timer, Violation, World
 
 if TYPE_CHECKING:
     from .worker import SimWorker
@@ -40,6 +40,8 @@ class Stored:
     size: int
     primary: bool
     creator: bytes
+    making: int = 0
+    """Copies of one making have the same bytes; those of another run of the same task may differ."""
 
 
 class Process:
@@ -88,6 +90,8 @@ class SimNode:
         self._descriptors_made = 10
         self._fetches: dict[bytes, int] = {}
         self._fetches_made = 0
+        self._partly: dict[bytes, int] = {}
+        """Objects of which some bytes are here: of which making."""
         self._ends: dict[bytes, LinkEnd] = {}
         self._links_made = 0
         self._stimuli = 0
@@ -218,7 +222,7 @@ class SimNode:
             return True
         if self.used + size > self.store_bytes:
             return False
-        self.store[oid] = Stored(value, size, True, creator)
+        self.store[oid] = Stored(value, size, True, creator, self.world.events)
         return True
 
     # ---- turns
@@ -362,7 +366,7 @@ class SimNode:
             if self.used + item.size > self.store_bytes:
                 failure = common.Failure(kind=common.STORE_FULL, message="the store is full")
             else:
-                self.store[oid] = Stored(item.value, item.size, False, b"")
+                self.store[oid] = Stored(item.value, item.size, False, b"", item.making)
         self.node.object_restored(self.world.now, oid, failure)
         self._turn()
 
@@ -373,6 +377,8 @@ class SimNode:
     def _start_fetch(self, effect: node_effects.StartFetch) -> None:
         self._fetches_made += 1
         version = self._fetches[effect.object_id] = self._fetches_made
+        if effect.fresh:
+            self._partly.pop(effect.object_id, None)
         delay = 0.0005
         if effect.node_id != self.id and effect.object_id not in self.store:
             item = self._copy_at(effect.node_id, effect.object_id)
@@ -396,6 +402,8 @@ class SimNode:
                 failure = common.Failure(kind=common.NOT_FOUND, message="it is not in the store")
             elif not self.network.reaches(self.id, source_id):
                 failure = common.Failure(kind=common.NODE_DIED, message="its source does not answer")
+                if item is not None:
+                    self._partly.setdefault(oid, item.making)
             elif item is None:
                 failure = common.Failure(kind=common.NOT_FOUND, message="the copy is gone")
             elif self.used + item.size > self.store_bytes:
@@ -405,12 +413,16 @@ class SimNode:
                 held = self.nodes[source_id].node.memory.held.get(oid)
                 owner = held.owner if held is not None else NOBODY
                 size = item.size
-                self.store[oid] = Stored(item.value, size, False, b"")
+                self.store[oid] = Stored(item.value, size, False, b"", item.making)
+                if self._partly.pop(oid, item.making) != item.making:
+                    raise Violation(f"{self.world.name(oid)}: bytes of two runs of its task put together")
         self.node.fetch_ended(self.world.now, oid, size, owner, failure, [])
         self._turn()
 
     def _stop_fetch(self, effect: node_effects.StopFetch) -> None:
         self._fetches.pop(effect.object_id, None)
+        if not effect.keep:
+            self._partly.pop(effect.object_id, None)
 
     def _forget_peer(self, effect: node_effects.ForgetPeer) -> None:
         end = self._ends.pop(effect.node_id, None)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,12 @@ def cpu_seconds(pid: int) -> float:
 class Script:
     """A driver in a process of its own: Python text that `say()`s JSON to the test."""
 
-    def __init__(self, code: str, *, merge: bool = False, **environment: str) -> None:
+    def __init__(
+        self, code: str, *, merge: bool = False, enter: Sequence[str] = (), **environment: str
+    ) -> None:
+        """`enter`: a command that runs the one that follows it somewhere else (`nsenter`, say)."""
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
+            [*enter, sys.executable, "-c", PRELUDE + textwrap.dedent(code)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             stderr=subprocess.STDOUT if merge else None,
             env={**os.environ, **environment}, start_new_session=True)  # fmt: skip

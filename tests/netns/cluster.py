@@ -1,0 +1,118 @@
+"""A cluster whose head and nodes are hosts of a `Network`, started by the command line as users do.
+
+Each host has its own directory of sessions, so nothing on one sees another but through the network.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.netns.network import Host, Network
+from tests.system.support import Script, eventually
+
+ROOT = Path(__file__).resolve().parents[2]
+PORT = 6379
+START_S = 60.0
+
+PRELUDE = """
+ray.init(configure_logging=False)
+
+def on(name, **more):
+    return {"resources": {name: 0.1}, "num_cpus": 0, **more}
+
+def until(condition, what):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+until(lambda: sum(node["Alive"] for node in ray.nodes()) == len(NAMES), "all nodes")
+"""
+"""What each driver begins with: NAMES are its hosts, `on(name)` the options that place something on one."""
+
+BEYOND_LOOPBACK = ("--plain-text",)
+"""What `miniray start` wants to hear before it listens on a network."""
+
+
+def each(work: Callable[[Host], object], hosts: Sequence[Host]) -> None:
+    """Do it for all hosts at once."""
+    with ThreadPoolExecutor(max(1, len(hosts))) as threads:
+        list(threads.map(work, hosts))
+
+
+class NetCluster:
+    """A head with a node on the first host, a node on each further one. `cpus` of each node."""
+
+    def __init__(
+        self, network: Network, cpus: Sequence[int], directory: str, *,
+        store_bytes: int = 150 << 20, join: int | None = None,
+    ) -> None:
+        """`join`: how many hosts take part at first, all by default."""
+        self.hosts = network.hosts
+        self.address = f"{self.hosts[0].address}:{PORT}"
+        self._cpus = cpus
+        self._store_bytes = store_bytes
+        self._directory = directory
+        self._token = os.urandom(32).hex()
+        for host in self.hosts:
+            os.makedirs(self._home(host), exist_ok=True)
+        self.start(self.hosts[0], "--head", f"--port={PORT}", "--storage=:memory:")
+        each(self.join, self.hosts[1:join])
+
+    def _home(self, host: Host) -> str:
+        return f"{self._directory}/h{host.number}"
+
+    def environment(self, host: Host) -> dict[str, str]:
+        """What differs on a host from this process's environment."""
+        return {"MINIRAY_TMPDIR": self._home(host), "XDG_STATE_HOME": f"{self._home(host)}/state",
+                "MINIRAY_AUTH_TOKEN": self._token, "MINIRAY_ADDRESS": self.address,
+                "PYTHONPATH": str(ROOT)}  # fmt: skip
+
+    def start(self, host: Host, *arguments: str, code: int = 0, listen: str = "") -> str:
+        """`miniray start` on a host. Returns what it said."""
+        cpus = self._cpus[host.number]
+        return self.run(
+            host, "start", *arguments, f"--host={listen or host.address}", *BEYOND_LOOPBACK,
+            f"--num-cpus={cpus}", f'--resources={{"h{host.number}": 10}}', f"--node-name=h{host.number}",
+            f"--object-store-memory={self._store_bytes}", code=code)  # fmt: skip
+
+    def join(self, host: Host, *arguments: str, code: int = 0) -> str:
+        """A node on this host."""
+        return self.start(host, f"--address={self.address}", *arguments, code=code)
+
+    def run(self, host: Host, *arguments: str, code: int = 0) -> str:
+        """The command line on a host."""
+        done = subprocess.run(
+            [*host.enter, sys.executable, "-m", "miniray", *arguments], cwd=ROOT, capture_output=True,
+            env=os.environ | self.environment(host), text=True, timeout=START_S, check=False)  # fmt: skip
+        assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def driver(self, code: str, host: Host | None = None) -> Script:
+        """A driver on a host, the head's by default."""
+        host = host or self.hosts[0]
+        names = [f"h{one.number}" for one in self.hosts if one.processes()]
+        code = f"NAMES = {names}" + PRELUDE + textwrap.dedent(code)
+        return Script(code, enter=host.enter, **self.environment(host))
+
+    def kill(self, host: Host) -> None:
+        """The machine is gone: every process on it."""
+        for pid in host.processes():
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not host.processes(), f"processes on {host.name}")
+
+    def close(self) -> None:
+        """Stop every daemon. Nothing may run on any host then."""
+        for host in self.hosts:
+            host.put_cable()
+        each(lambda host: self.run(host, "stop"), [host for host in self.hosts if host.processes()])
+        for host in self.hosts:
+            eventually(lambda: not host.processes(), f"processes on {host.name}")
+            assert not list(Path(self._home(host)).glob("miniray-*"))
