@@ -17,7 +17,7 @@ BUILD_NEEDS := scikit-build-core pybind11 grpcio-tools cmake ninja
 ML_NEEDS := torch torchvision pillow safetensors
 
 .DEFAULT_GOAL := help
-.PHONY: help tools venv build ml test test-slow demo check lint types bench sim chaos native-sanitize clean distclean
+.PHONY: help tools venv build ml test test-slow test-net trial demo check lint types bench sim chaos native-sanitize clean distclean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -66,6 +66,12 @@ test: $(VENV)/.build-stamp $(VENV)/.ml-stamp  ## the test suite (ARGS='-k actor'
 
 test-slow: $(VENV)/.build-stamp $(VENV)/.ml-stamp  ## the slow and chaos tests
 	@$(PYTEST) -m "slow or chaos" $(ARGS)
+
+test-net: $(VENV)/.build-stamp  ## the tests on hosts of their own (network namespaces: root), faults included
+	@$(PYTEST) -m "not compat" tests/netns $(ARGS)
+
+trial: $(VENV)/.build-stamp  ## four hosts: tasks, a broadcast, a sort, a cable pulled (ARGS='--ray-python PATH')
+	@$(PY) -m tests.netns.trial $(ARGS)
 
 demo: $(VENV)/.build-stamp $(VENV)/.ml-stamp  ## a GAN trained on a cluster of three daemons, on this machine
 	@$(PY) -m cluster.demo $(ARGS)

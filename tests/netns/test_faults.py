@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from tests.netns.cluster import NetCluster
 from tests.system.support import eventually
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SHORT_S = 5.0
 """Shorter than what makes a silent node a dead one."""
