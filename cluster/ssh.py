@@ -36,7 +36,7 @@ def up(options: argparse.Namespace) -> int:
     token = secrets.token_hex(32)
     first, *others = options.hosts
     head = address_of(first)
-    command = ["start", "--head", "--host", head, "--plain-text", "--port", str(options.port)]
+    command = ["start", "--head", "--host", head, "--port", str(options.port)]
     said = run(options, first, command, token)
     if said is None:
         return 1
@@ -45,7 +45,7 @@ def up(options: argparse.Namespace) -> int:
     join = found[1]
 
     def add(host: str) -> bool:
-        command = ["start", "--address", join, "--host", address_of(host), "--plain-text"]
+        command = ["start", "--address", join, "--host", address_of(host)]
         return run(options, host, command, token) is not None
 
     with ThreadPoolExecutor(16) as pool:

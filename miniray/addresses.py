@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from miniray import config
-from miniray.runtime import sessions
+from miniray import config, exceptions
+from miniray.runtime import join_string, sessions
 
 
 def resolve(address: str | None, given: list[str]) -> str | None:
@@ -27,12 +27,26 @@ def _asked(address: str | None) -> str | None:
         return None
     if not isinstance(address, str):
         raise TypeError(f"address must be a string, got {type(address)}")
+    if join_string.looks_like_one(address):
+        return _of_join_string(address)
     if "://" in address:
         raise ValueError(
             f"address {address!r}: there is no client protocol. Attach to a session on this machine with "
             "'auto' or HOST:PORT, or make this machine a node of the cluster with `miniray start`."
         )
     return address
+
+
+def _of_join_string(text: str) -> str:
+    """The address in a join string that holds. AuthenticationError when it was revoked."""
+    joined = join_string.parse(text)
+    for session in sessions.living():
+        if session.address == joined.address and session.token() != joined.token:
+            raise exceptions.AuthenticationError(
+                f"the join string for {joined.address} does not hold (any more): its token was replaced. "
+                "`miniray token show` on the head's machine prints the one that does"
+            )
+    return joined.address
 
 
 def _running_cluster() -> str | None:
@@ -79,5 +93,5 @@ def find(where: str, given: list[str]) -> Any:
         )
     raise ConnectionError(
         f"no node of a cluster at {where} runs on this machine: "
-        f"start one with `miniray start --address {where}`"
+        f"start one with `miniray start --join STRING`, or --address {where}"
     )

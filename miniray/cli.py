@@ -22,6 +22,7 @@ COMMANDS = {
     "why": ("miniray.commands.why:why", "Why a task, actor, object, node or group is as it is."),
     "storage": ("miniray.commands.storage:storage", "Check or repair the head's tables."),
     "metrics": ("miniray.commands.metrics:metrics", "What programs count, for Prometheus."),
+    "token": ("miniray.commands.token:token", "Show, or replace, the cluster's token and join string."),
     "microbenchmark": ("miniray.commands.microbenchmark:microbenchmark", "Figures for this machine."),
     "head": ("miniray.commands.daemons:head", "Run the head in the foreground (miniray-head)."),
     "node": ("miniray.commands.daemons:node", "Run a node in the foreground (miniray-node)."),

@@ -45,8 +45,18 @@ KNOBS = {
         Knob("runtime_env", "", "JSON of the job's runtime_env when init() gets none", ("RAY_RUNTIME_ENV",)),
         Knob("tmpdir", "", "parent of session directories instead of /tmp", ("RAY_TMPDIR", "TMPDIR")),
         Knob("auth_token", "", "token of the cluster to join", ("RAY_AUTH_TOKEN",)),
-        Knob("auth_token_path", "", "file that holds the token", ("RAY_AUTH_TOKEN_PATH",)),
+        Knob(
+            "auth_token_path",
+            "",
+            "file that holds the token",
+            ("MINIRAY_AUTH_TOKEN_FILE", "RAY_AUTH_TOKEN_PATH"),
+        ),
         Knob("join", "", "join string of the cluster"),
+        Knob("insecure_plaintext", False, "speak to a cluster beyond loopback without encryption"),
+        Knob("tls_ca", "", "CA of an own PKI, with tls_cert and tls_key"),
+        Knob("tls_cert", "", "certificate chain of an own PKI"),
+        Knob("tls_key", "", "private key of an own PKI"),
+        Knob("certificate_life_s", 86400.0, "certificates of daemons end after this, and are renewed before"),
         # -- what a node offers
         Knob(
             "override_resources",
@@ -139,6 +149,9 @@ KNOBS = {
     )
 }
 
+PRIVATE = ("auth_token", "auth_token_path", "join", "address", "tmpdir", "tls_ca", "tls_cert", "tls_key")
+"""A process's own: these do not travel to the cluster."""
+
 _adopted: dict[str, Any] = {}
 
 
@@ -171,7 +184,7 @@ def get(name: str) -> Any:
 def overrides() -> str:
     """JSON of the knobs that differ from their defaults here: what a head tells its cluster."""
     changed = {name: get(name) for name, knob in KNOBS.items() if get(name) != knob.default}
-    for private in ("auth_token", "auth_token_path", "join", "address", "tmpdir"):
+    for private in PRIVATE:
         changed.pop(private, None)
     return json.dumps(changed, sort_keys=True) if changed else ""
 

@@ -14,8 +14,9 @@ from typing import Any
 import click
 
 from miniray import config
-from miniray.commands.options import require_token
+from miniray.commands import credentials
 from miniray.runtime import sessions
+from miniray.runtime.join_string import JoinString
 
 Request = Callable[[str, Any], Any]
 """request(field of ControlRequest, message) -> ControlReply; ClickException when it was refused."""
@@ -24,7 +25,7 @@ Request = Callable[[str, Any], Any]
 @contextmanager
 def connect(address: str | None) -> Iterator[tuple[Request, str]]:
     """(request, where it goes) for --address, MINIRAY_ADDRESS or the newest session here."""
-    wanted = address or str(config.get("address")) or "auto"
+    wanted = address or str(config.get("address")) or str(config.get("join")) or "auto"
     session = sessions.find(wanted)
     if session is not None and not session.address:
         with _attached(session) as request:
@@ -36,9 +37,11 @@ def connect(address: str | None) -> Iterator[tuple[Request, str]]:
         raise click.ClickException(
             "no session of this user is running here: give --address HOST:PORT, or `miniray start --head`"
         )
-    token = require_token(wanted)
-    with _called(wanted, token) as request:
-        yield request, wanted
+    target = credentials.target(wanted)
+    if target.fingerprint:  # for `rpc`, which is given the token
+        os.environ["MINIRAY_JOIN"] = str(JoinString(target.address, target.token, target.fingerprint))
+    with _called(target.address, target.token) as request:
+        yield request, target.address
 
 
 @contextmanager

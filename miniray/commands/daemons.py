@@ -7,12 +7,13 @@ forks its zygote from this very process.
 
 from __future__ import annotations
 
-import secrets
 import sys
 from typing import Any
 
 import click
 
+from miniray import config
+from miniray.commands import credentials
 from miniray.commands import options as opts
 from miniray.runtime import daemon
 
@@ -23,20 +24,21 @@ from miniray.runtime import daemon
 def head(**values: Any) -> None:
     """Run the head (the GCS) in the foreground.
 
-    The token comes from MINIRAY_AUTH_TOKEN or MINIRAY_AUTH_TOKEN_PATH; without either the head makes
-    one and keeps it in the file `token` of its session directory.
+    The token comes from --token-file, MINIRAY_AUTH_TOKEN or MINIRAY_AUTH_TOKEN_FILE; without any the head
+    makes one. With a --host beyond loopback it prints a join string for `miniray-node --join`.
     """
-    opts.check_host(values["host"], values["plain_text"])
-    token = opts.cluster_token() or secrets.token_hex(32)
+    token = credentials.cluster_token(token_file=values["token_file"])
     sys.exit(daemon.run_head(opts.head_daemon(values, token)))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--address", metavar="HOST:PORT", required=True, envvar="MINIRAY_ADDRESS", help="The head.")
+@click.option("--address", metavar="HOST:PORT", envvar="MINIRAY_ADDRESS", help="The head.")
 @opts.shared_options
 @opts.node_options
-def node(address: str, **values: Any) -> None:
-    """Run a node in the foreground and join the head at --address."""
-    opts.check_host(values["host"], values["plain_text"])
-    token = opts.require_token(address)
-    sys.exit(daemon.run_node(opts.node_daemon(values, token, address)))
+def node(address: str | None, join: str | None, **values: Any) -> None:
+    """Run a node in the foreground and join the head of --join, or at --address."""
+    credentials.hide_arguments()
+    if not (address or join or config.get("join")):
+        raise click.UsageError("say which cluster: --join STRING, or --address HOST:PORT")
+    target = credentials.target(address, join, values["token_file"])
+    sys.exit(daemon.run_node(opts.node_daemon(values, target)))

@@ -1,24 +1,24 @@
 """Options that `start`, `head` and `node` share, declared once, and how they become the daemons'.
 
-Secrets are not among them: a token comes from the environment or from a file. Names are Ray's
+Secrets come from the environment or from files; a join string may be an option, and is wiped from
+the command line that `ps` shows as soon as this process runs. Names are Ray's
 where Ray has the option; what Ray's command line takes and miniray has no use for is accepted and
 ignored, so that scripts keep working.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import socket
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
 
-from miniray import config, labels
-from miniray.runtime import sessions
+from miniray import labels
+from miniray.commands import credentials
+from miniray.commands.credentials import Target
+from miniray.runtime import host as machine
 from miniray.runtime.daemon import HeadOptions, NodeOptions
 
 DEFAULT_PORT = 6379
@@ -85,15 +85,22 @@ HEAD = (
 )
 BOTH = (
     click.option(
-        "--host", "--node-ip-address", "host", default="127.0.0.1", show_default=True,
-        help="Address to listen on and to be reached at.",
+        "--host", "--node-ip-address", "host",
+        help="Address to listen on, 0.0.0.0 for all (default: loopback; for a node that joins another "
+        "machine the one that it is seen at).",
     ),
+    click.option("--advertise", metavar="ADDRESS", help="Address to be reached at, where --host is not."),
+    click.option("--token-file", metavar="FILE", help="File with the cluster's token."),
+    click.option("--tls-ca", metavar="FILE", envvar="MINIRAY_TLS_CA", help="An own PKI: its CA,"),
+    click.option("--tls-cert", metavar="FILE", envvar="MINIRAY_TLS_CERT", help="  a certificate,"),
+    click.option("--tls-key", metavar="FILE", envvar="MINIRAY_TLS_KEY", help="  and its key."),
     click.option(
-        "--plain-text", is_flag=True,
-        help="Allow a --host that is not loopback: whoever reads the network reads token and data.",
+        "--insecure-plaintext", "--plain-text", "plain", is_flag=True, envvar="MINIRAY_INSECURE_PLAINTEXT",
+        help="No encryption beyond loopback: whoever is on the network can read and change everything.",
     ),
 )  # fmt: skip
 NODE = (
+    click.option("--join", metavar="STRING", help="A head's join string; @FILE or - (stdin) reads it there."),
     click.option("--node-port", type=int, default=0, help="First of two TCP ports for other nodes; 0: any."),
     click.option("--num-cpus", type=float, help="CPUs offered (default: what this process may use)."),
     click.option("--num-gpus", type=float, help="GPUs offered (default: those found)."),
@@ -134,34 +141,26 @@ def ignored_ray_options(function: F) -> F:
     return function
 
 
-def check_host(host: str, plain_text: bool, option: str = "--host") -> None:
-    """UsageError when traffic would leave this machine unencrypted and nobody said that it may."""
-    try:
-        loopback = all(
-            ipaddress.ip_address(found[4][0]).is_loopback for found in socket.getaddrinfo(host, None)
-        )
-    except OSError as error:
-        raise click.UsageError(f"{option} {host}: {error}") from error
-    if not (loopback or plain_text):
-        raise click.UsageError(
-            f"{option} {host} is not loopback and the control plane is not encrypted: add --plain-text if "
-            "everyone on that network may read it, else keep it inside a VPN or an SSH tunnel"
-        )
+def own_pki(values: dict[str, Any]) -> list[str]:
+    """CA, certificate and key of an own PKI, or nothing. UsageError for a part of it."""
+    files = [values["tls_ca"], values["tls_cert"], values["tls_key"]]
+    if any(files) and not all(files):
+        raise click.UsageError("an own PKI takes all of --tls-ca, --tls-cert and --tls-key")
+    return [str(file) for file in files if file]
 
 
 def head_daemon(values: dict[str, Any], token: str) -> HeadOptions:
-    """The head's options out of a command's values."""
-    if values["http_port"] is not None:
-        check_host(values["http_host"], values["plain_text"], "--http-host")
+    """The head's options out of a command's values; "" for a token that it makes itself."""
+    listen = values["host"] or "127.0.0.1"
+    plain = values["plain"]
+    if not credentials.is_loopback(listen) and plain:
+        credentials.warn_of_plain_text(listen)
     return HeadOptions(
-        host=values["host"],
-        port=values["port"],
-        token=token,
-        storage=values["storage"] or "",
-        http_host=values["http_host"],
-        http_port=values["http_port"],
+        host=listen, advertise=values["advertise"] or _reachable(listen, "192.0.2.1"), port=values["port"],
+        token=token, plain=plain, pki=own_pki(values), storage=values["storage"] or "",
+        http_host=values["http_host"], http_port=values["http_port"],
         http_origins=[checked_origin(origin) for origin in values["http_origins"]],
-    )
+    )  # fmt: skip
 
 
 def checked_origin(text: str) -> str:
@@ -173,14 +172,33 @@ def checked_origin(text: str) -> str:
     return text
 
 
-def node_daemon(values: dict[str, Any], token: str, address: str, *, is_head: bool = False) -> NodeOptions:
-    """A node's options out of a command's values."""
+def _reachable(listen: str, towards: str) -> str:
+    """An address to be reached at instead of "all of them"."""
+    return machine.address_towards(towards) if machine.is_any(listen) else ""
+
+
+def node_daemon(values: dict[str, Any], target: Target, *, is_head: bool = False) -> NodeOptions:
+    """A node's options out of a command's values. UsageError when it would speak plain text unasked."""
+    head, pki = target.host, own_pki(values)
+    alone = credentials.is_loopback(head)
+    listen = values["host"] or ("127.0.0.1" if alone else machine.address_towards(head))
+    if alone and not (values["plain"] or pki or target.fingerprint or credentials.is_loopback(listen)):
+        raise click.UsageError(
+            f"the cluster at {target.address} is on loopback and not encrypted, so a node at {listen} cannot "
+            "join it: start the head with --host ADDRESS, too"
+        )
+    if values["plain"] and not is_head and not credentials.is_loopback(listen):
+        credentials.warn_of_plain_text(listen)
     return NodeOptions(
-        host=values["host"],
+        host=listen,
+        advertise=values["advertise"] or _reachable(listen, head),
         port=values["node_port"],
         data_port=values["node_port"] + 1 if values["node_port"] else 0,
-        gcs_address=address,
-        token=token,
+        gcs_address=target.address,
+        token=target.token,
+        fingerprint=target.fingerprint.hex(),
+        plain=values["plain"],
+        pki=pki,
         num_cpus=values["num_cpus"],
         num_gpus=values["num_gpus"],
         memory=values["memory"],
@@ -190,39 +208,3 @@ def node_daemon(values: dict[str, Any], token: str, address: str, *, is_head: bo
         node_name=values["node_name"] or "",
         is_head=is_head,
     )
-
-
-def cluster_token(address: str | None = None) -> str:
-    """The token from the environment, a token file, or a session of this cluster here; "" if none."""
-    token = str(config.get("auth_token"))
-    if token:
-        return token
-    path = str(config.get("auth_token_path"))
-    if path:
-        try:
-            return Path(path).expanduser().read_text().strip()
-        except OSError as error:
-            raise click.ClickException(f"MINIRAY_AUTH_TOKEN_PATH: {error}") from error
-    for session in sessions.living() if address else []:
-        if session.address == address:
-            return session.token()
-    return ""
-
-
-def running_here() -> str:
-    """HOST:PORT of the cluster that runs on this machine. ClickException when there is none."""
-    for session in sessions.living():
-        if session.address:
-            return session.address
-    raise click.ClickException("no cluster runs on this machine: give --address HOST:PORT, or start a --head")
-
-
-def require_token(address: str) -> str:
-    """The token of the cluster at `address`. ClickException that says where to get it."""
-    token = cluster_token(address)
-    if not token:
-        raise click.ClickException(
-            f"the cluster at {address} needs its token: set MINIRAY_AUTH_TOKEN or MINIRAY_AUTH_TOKEN_PATH "
-            "(on the head's machine it is in the file `token` of the session directory)"
-        )
-    return token

@@ -7,7 +7,6 @@ write to stderr is kept in the state directory: it outlives the session.
 from __future__ import annotations
 
 import os
-import secrets
 import select
 import time
 from pathlib import Path
@@ -15,47 +14,50 @@ from typing import Any
 
 import click
 
+from miniray import config
+from miniray.commands import credentials
 from miniray.commands import options as opts
 from miniray.commands.stop import Target, end
 from miniray.runtime import agent, launch, sessions
 from miniray.runtime.daemon import HeadOptions, NodeOptions
+from miniray.runtime.join_string import JoinString
 
 LOGS_KEPT = 40
 
 
 @click.command()
 @click.option("--head", "is_head", is_flag=True, help="Start a cluster: a head and a node.")
-@click.option("--address", metavar="HOST:PORT", help="Join the cluster with this head; auto: the one here.")
+@click.option("--address", metavar="HOST:PORT", help="Join the cluster of this head; auto: the one here.")
 @click.option("--block", is_flag=True, help="Stay until a daemon ends, and end them all on Ctrl-C.")
 @opts.head_options
 @opts.shared_options
 @opts.node_options
 @opts.ignored_ray_options
-def start(is_head: bool, address: str | None, block: bool, **values: Any) -> None:
+def start(is_head: bool, address: str | None, block: bool, join: str | None, **values: Any) -> None:
     """Start a head with a node, or a node that joins one, in the background."""
-    if is_head == bool(address):
-        raise click.UsageError("give either --head or --address HOST:PORT")
-    opts.check_host(values["host"], values["plain_text"])
+    if is_head == bool(address or join or (config.get("join") and not is_head)):
+        raise click.UsageError("give either --head, or --join STRING, or --address HOST:PORT")
+    credentials.hide_arguments()
     started: list[Target] = []
     try:
-        if address is None:
-            token = opts.cluster_token() or secrets.token_hex(32)
-            started.append(run("head", opts.head_daemon(values, token)))
-            address = started[0].session.address
+        if is_head:
+            token = credentials.cluster_token(token_file=values["token_file"])
+            target, head = run("head", opts.head_daemon(values, token))
+            started.append(target)
+            cluster = credentials.Target(head["address"], head["token"], bytes.fromhex(head["fingerprint"]))
         else:
-            address = opts.running_here() if address == "auto" else address
-            token = opts.require_token(address)
-        started.append(run("node", opts.node_daemon(values, token, address, is_head=is_head)))
+            cluster = credentials.target(address, join, values["token_file"])
+        started.append(run("node", opts.node_daemon(values, cluster, is_head=is_head))[0])
     except BaseException:
         end(started[::-1], force=False)
         raise
-    announce(is_head, address, started)
+    announce(is_head, cluster, started)
     if block:
         stay(started)
 
 
-def run(kind: str, options: HeadOptions | NodeOptions) -> Target:
-    """Start one daemon; ClickException with its last words if it does not come up."""
+def run(kind: str, options: HeadOptions | NodeOptions) -> tuple[Target, dict[str, Any]]:
+    """Start one daemon: it, and what it says of itself. ClickException with its last words if it fails."""
     log = log_file(kind)
     with log.open("wb") as output:
         try:
@@ -66,7 +68,7 @@ def run(kind: str, options: HeadOptions | NodeOptions) -> Target:
             raise click.ClickException(f"{error}{said}") from error
     for session in sessions.living():
         if session.pid == ready["pid"]:
-            return Target(session)
+            return Target(session), ready
     raise click.ClickException(f"the {kind} ended right after its start: {log}")
 
 
@@ -80,9 +82,9 @@ def log_file(kind: str) -> Path:
     return logs / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
 
 
-def announce(is_head: bool, address: str, started: list[Target]) -> None:
+def announce(is_head: bool, cluster: credentials.Target, started: list[Target]) -> None:
     """One screen: what runs, how to connect, how to stop."""
-    node = started[-1].session
+    address, node = cluster.address, started[-1].session
     if not is_head:
         click.echo(f"Joined the cluster at {address} as node {node.node_id[:12]}.")
         click.echo("  Leave it:  miniray stop")
@@ -91,8 +93,13 @@ def announce(is_head: bool, address: str, started: list[Target]) -> None:
     click.echo(f"  Run a program:  MINIRAY_ADDRESS={address} python program.py")
     click.echo(f"  or in it:       ray.init(address='{address}')")
     click.echo(f"  Add a node:     miniray start --address='{address}'")
-    token = os.path.join(node.directory, "token")
-    click.echo(f"                  elsewhere with MINIRAY_AUTH_TOKEN from {token}")
+    if cluster.fingerprint:
+        joining = JoinString(address, cluster.token, cluster.fingerprint)
+        click.echo(f"  elsewhere:      miniray start --join {joining}")
+        click.echo("                  (who has it can run code here; `miniray token rotate` revokes it)")
+    else:
+        token = os.path.join(node.directory, "token")
+        click.echo(f"                  elsewhere with MINIRAY_AUTH_TOKEN from {token}")
     click.echo(f"  Look:           miniray status --address={address}")
     if started[0].session.http:
         click.echo(f"  over HTTP:      {started[0].session.http}/api/v1/status, with the token as bearer")

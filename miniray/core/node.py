@@ -289,10 +289,12 @@ class Node:
         self.leases.peer_lost(now, node_id)
         self.transfer.peer_lost(now, node_id)
 
-    def connection_came(self, now: float, hello: raylet_pb2.ChannelHello, fd: int) -> None:
+    def connection_came(
+        self, now: float, hello: raylet_pb2.ChannelHello, fd: int, encrypted: bool = False
+    ) -> None:
         """A worker of another node has connected to one of ours; `fd` is this end."""
         if self.neighbours.reached(now, hello.source.node_id):
-            self.relay.connection_came(hello, fd)
+            self.relay.connection_came(hello, fd, encrypted)
         else:
             self.out.append(CloseFd(fd))
 

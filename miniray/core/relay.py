@@ -90,7 +90,7 @@ class Relay:
         self.contact(worker_id, node_id, target)
         self.out.append(ConnectWorkers(worker_id, node_id, target))
 
-    def connection_came(self, hello: raylet_pb2.ChannelHello, fd: int) -> None:
+    def connection_came(self, hello: raylet_pb2.ChannelHello, fd: int, encrypted: bool = False) -> None:
         """A worker of another node, which lives, has a connection for one of ours."""
         source, target = hello.source, hello.target_worker_id
         if target not in self.clients:
@@ -98,7 +98,7 @@ class Relay:
             return
         self.listen_from(target, source.node_id)
         self.contact(target, source.node_id, source.worker_id)
-        offer = worker_pb2.ChannelOffer(source=source, connection=True)
+        offer = worker_pb2.ChannelOffer(source=source, connection=True, encrypted=encrypted)
         self.out.append(to_client(target, fd, channel_offer=offer))
 
     def watch_requested(self, worker_id: bytes, watch: worker_pb2.WatchWorker, node_alive: bool) -> None:

@@ -3,46 +3,51 @@
 ::
 
     reader                                         source
-      connect ─────────────────────────────────────▶
+      connect, mutual TLS where the cluster has it ▶
       ◀──────────────────────────── 32 random bytes
       HMAC-SHA256(token, those bytes) ─────────────▶ compared in constant time, else closed
       u32 length | BulkRequest fetch ──────────────▶ the object, or a part of it
       ◀── u32 length | Chunk (size, owner or failure, no data) | the bytes
       next BulkRequest …                               or, as the only one:
-      u32 length | BulkRequest channel ────────────▶ its end goes to the worker named, this one
-                                                     to the worker that asked for it
+      u32 length | BulkRequest channel ────────────▶ TLS ends; this end goes to the worker that
+                                                     asked, that end to the worker named
 
 An object's bytes go from segment to segment: `sendall` on the source's view, `recv_into` on the reader's,
 in a thread each and without the GIL (ten times the throughput per CPU of a gRPC stream). Greeting
 and requests are handled on the loop. A reader keeps idle connections for the next object.
 
 Limits: `STREAMS` transfers at a time each way; a silent connection is closed after `IDLE_S`. The
-token is proved, not sent; the bytes are plain text, as gRPC's are: see `rpc` for encryption.
+token is proved, not sent. Who has not greeted in `GREETING_S` is closed, and of those who have not
+the oldest of an address makes room when there are more than `GREETING_AT_ONCE`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import hmac
 import os
 import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from google.protobuf.message import DecodeError
 
 from miniray._proto import raylet_pb2
+from miniray.runtime import tls_socket
+from miniray.runtime.access import Access
 from miniray.runtime.landing import Landing
 
 STREAMS = 16
 IDLE_S = 30.0
+ACCEPT_AGAIN_S = 0.1
 STALL_S = 10.0
 """A transfer that moves nothing for so long has failed; the next one goes on where it stopped."""
 CONNECT_S = 5.0
+GREETING_S = 10.0
+GREETING_AT_ONCE = 64
 UNREACHED_MS = 30_000
 """A connection of two workers on which nothing is acknowledged for so long breaks; they relay again."""
 CHALLENGE_BYTES = 32
@@ -53,7 +58,13 @@ PART_BYTES = 32 << 20
 KEPT_CONNECTIONS = 4
 _LENGTH = struct.Struct("<I")
 
-Address = tuple[str, int]
+
+class Address(NamedTuple):
+    """A data port, and the name in the certificate of the node that has it."""
+
+    host: str
+    port: int
+    name: str = ""
 
 
 class Source(Protocol):
@@ -69,24 +80,21 @@ class Source(Protocol):
         """The reader has it all, or has gone; called on the loop."""
 
 
-def proof(token: str, challenge: bytes) -> bytes:
-    """What shows that its maker knows the token."""
-    return hmac.digest(token.encode(), b"miniray bulk" + challenge, hashlib.sha256)
-
-
 class BulkServer:
     """Serves other nodes. Called on the loop: `open_source(request)` for an object to be read,
     `on_channel(hello, fd)` for a connection to one of our workers; the descriptor is its own."""
 
-    def __init__(self, host: str, port: int, token: str,
+    def __init__(self, host: str, port: int, token: str | Access,
                  open_source: Callable[[raylet_pb2.FetchRequest], Source],
                  on_channel: Callable[[raylet_pb2.ChannelHello, int], None]) -> None:
-        self._token = token
+        self._access = Access.of(token)
         self._open_source = open_source
         self._on_channel = on_channel
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(STREAMS, "bulk-send")
         self._connections: set[asyncio.Task[None]] = set()
+        self._greeting: dict[str, dict[asyncio.Task[None], None]] = {}
+        """Address -> connections that have not proved anything yet, oldest first."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, port), family=family, backlog=128)
         self._listener.setblocking(False)
@@ -103,22 +111,32 @@ class BulkServer:
 
     async def _accept(self) -> None:
         while True:
-            sock, _address = await self._loop.sock_accept(self._listener)
+            try:
+                sock, address = await self._loop.sock_accept(self._listener)
+            except OSError:
+                await asyncio.sleep(ACCEPT_AGAIN_S)  # out of descriptors: the backlog keeps the rest
+                continue
             sock.setblocking(False)
-            task = self._loop.create_task(self._serve(sock))
+            task = self._loop.create_task(self._serve(sock, address[0]))
             self._connections.add(task)
             task.add_done_callback(self._connections.discard)
+            greeting = self._greeting.setdefault(address[0], {})
+            greeting[task] = None
+            if len(greeting) > GREETING_AT_ONCE:
+                oldest = next(iter(greeting))
+                del greeting[oldest]
+                oldest.cancel()
 
-    async def _serve(self, sock: socket.socket) -> None:
+    async def _serve(self, sock: socket.socket, host: str) -> None:
         try:
-            challenge = os.urandom(CHALLENGE_BYTES)
-            await self._loop.sock_sendall(sock, challenge)
-            answer = await _read(self._loop, sock, hashlib.sha256().digest_size)
-            if not hmac.compare_digest(answer, proof(self._token, challenge)):
-                return
+            try:
+                sock = await asyncio.wait_for(self._greet(sock), GREETING_S)
+            finally:
+                self._greeted(host)
             while True:
                 request = raylet_pb2.BulkRequest.FromString(await _read_message(self._loop, sock))
                 if request.HasField("channel"):
+                    await asyncio.wait_for(tls_socket.end(self._loop, sock), CONNECT_S)
                     set_up_for_frames(sock)
                     self._on_channel(request.channel, sock.detach())
                     return
@@ -128,12 +146,33 @@ class BulkServer:
         finally:
             sock.close()
 
+    async def _greet(self, sock: socket.socket) -> socket.socket:
+        """The connection with somebody who knows the token. OSError, EOFError for anybody else."""
+        if self._access.identity is not None:
+            sock = await tls_socket.begin(self._loop, sock, self._access.identity.context(server=True), None)
+        try:
+            challenge = os.urandom(CHALLENGE_BYTES)
+            await tls_socket.send_all(self._loop, sock, challenge)
+            answer = await _read(self._loop, sock, hashlib.sha256().digest_size)
+            if not self._access.is_proven(answer, challenge):
+                raise EOFError
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _greeted(self, host: str) -> None:
+        greeting = self._greeting.get(host, {})
+        greeting.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
+        if not greeting:
+            self._greeting.pop(host, None)
+
     async def _answer(self, sock: socket.socket, request: raylet_pb2.FetchRequest) -> None:
         source = self._open_source(request)
         complete = False
         try:
             header = source.header.SerializeToString()
-            await self._loop.sock_sendall(sock, _LENGTH.pack(len(header)) + header)
+            await tls_socket.send_all(self._loop, sock, _LENGTH.pack(len(header)) + header)
             if source.size:
                 await _in_thread(self._loop, self._threads, sock, _send_all, source)
             complete = True
@@ -144,8 +183,8 @@ class BulkServer:
 class BulkReader:
     """Reads objects from other nodes, a large one in `streams` at once."""
 
-    def __init__(self, token: str, streams: int = 1) -> None:
-        self._token = token
+    def __init__(self, token: str | Access, streams: int = 1) -> None:
+        self._access = Access.of(token)
         self._streams = streams
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(STREAMS, "bulk-receive")
@@ -225,7 +264,7 @@ class BulkReader:
             except BaseException:
                 sock.close()
                 raise
-        sock = await connect(self._loop, address, self._token)
+        sock = await connect(self._loop, address, self._access)
         return sock, await self._ask_fresh(sock, request)
 
     async def _receive(
@@ -283,36 +322,55 @@ async def _together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
         await asyncio.wait(tasks)
 
 
-async def connect(loop: asyncio.AbstractEventLoop, address: Address, token: str) -> socket.socket:
+async def connect(loop: asyncio.AbstractEventLoop, address: Address, token: str | Access) -> socket.socket:
     """A connection to another node's data port that has shown the token. OSError."""
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    access = Access.of(token)
+    where = address[:2]
+    family = socket.AF_INET6 if ":" in where[0] else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setblocking(False)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await asyncio.wait_for(loop.sock_connect(sock, address), CONNECT_S)
-        challenge = await _read(loop, sock, CHALLENGE_BYTES)
-        await loop.sock_sendall(sock, proof(token, challenge))
+        await asyncio.wait_for(loop.sock_connect(sock, where), CONNECT_S)
+        return await asyncio.wait_for(_introduce(loop, sock, Address(*address), access), GREETING_S)
     except BaseException as error:
         sock.close()
         if isinstance(error, (EOFError, asyncio.TimeoutError)):
-            raise ConnectionError(f"{address[0]}:{address[1]} does not answer") from None
+            raise ConnectionError(f"{where[0]}:{where[1]} does not answer") from None
+        raise
+
+
+async def _introduce(
+    loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Address, access: Access
+) -> socket.socket:
+    if access.identity is not None:
+        name = address.host if access.identity.by_host else address.name
+        sock = await tls_socket.begin(loop, sock, access.identity.context(server=False), name)
+    try:
+        challenge = await _read(loop, sock, CHALLENGE_BYTES)
+        await tls_socket.send_all(loop, sock, access.proof(challenge))
+    except BaseException:
+        sock.close()
         raise
     return sock
 
 
 async def connect_workers(
-    loop: asyncio.AbstractEventLoop, address: Address, token: str, hello: raylet_pb2.ChannelHello
+    loop: asyncio.AbstractEventLoop, address: Address, token: str | Access, hello: raylet_pb2.ChannelHello
 ) -> int:
     """The descriptor of a connection whose other end goes to a worker of that node. OSError.
 
-    Whether the worker is there shows in use: the connection ends at once if it is not.
+    Whether the worker is there shows in use: the connection ends at once if it is not. It is bare
+    at both ends: where the cluster has TLS, the two workers begin it anew.
     """
     sock = await connect(loop, address, token)
     try:
         await _write_message(loop, sock, raylet_pb2.BulkRequest(channel=hello))
+        await asyncio.wait_for(tls_socket.end(loop, sock), CONNECT_S)
         set_up_for_frames(sock)
         return sock.detach()
+    except asyncio.TimeoutError:
+        raise ConnectionError(f"{address[0]}:{address[1]} does not hand the connection on") from None
     finally:
         sock.close()
 
@@ -327,7 +385,7 @@ async def _read(loop: asyncio.AbstractEventLoop, sock: socket.socket, count: int
     """Exactly `count` bytes; EOFError at the end, TimeoutError after `IDLE_S`."""
     data = b""
     while len(data) < count:
-        piece = await asyncio.wait_for(loop.sock_recv(sock, count - len(data)), IDLE_S)
+        piece = await asyncio.wait_for(tls_socket.receive(loop, sock, count - len(data)), IDLE_S)
         if not piece:
             raise EOFError
         data += piece
@@ -335,7 +393,13 @@ async def _read(loop: asyncio.AbstractEventLoop, sock: socket.socket, count: int
 
 
 async def _read_message(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> bytes:
-    (length,) = _LENGTH.unpack(await _read(loop, sock, _LENGTH.size))
+    """One message; it may be waited for as long as each byte in `_read`, but has to come in one go."""
+    first = await _read(loop, sock, 1)
+    return await asyncio.wait_for(_read_rest(loop, sock, first), GREETING_S)
+
+
+async def _read_rest(loop: asyncio.AbstractEventLoop, sock: socket.socket, first: bytes) -> bytes:
+    (length,) = _LENGTH.unpack(first + await _read(loop, sock, _LENGTH.size - 1))
     if length > MAX_REQUEST:
         raise ValueError("message too long")
     return await _read(loop, sock, length)
@@ -345,7 +409,7 @@ async def _write_message(
     loop: asyncio.AbstractEventLoop, sock: socket.socket, message: raylet_pb2.BulkRequest
 ) -> None:
     body = message.SerializeToString()
-    await loop.sock_sendall(sock, _LENGTH.pack(len(body)) + body)
+    await tls_socket.send_all(loop, sock, _LENGTH.pack(len(body)) + body)
 
 
 async def _in_thread(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor, sock: socket.socket,
@@ -357,7 +421,7 @@ async def _in_thread(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecuto
         await asyncio.shield(running)
     except asyncio.CancelledError:
         try:
-            sock.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of the connection: TLS goes on to check
         except OSError:
             pass
         await asyncio.wait([running])

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import os
 import socket
 import struct
@@ -26,6 +25,7 @@ from google.protobuf.message import DecodeError
 
 from miniray._proto.worker_pb2 import Register, ToRaylet, ToWorker
 from miniray.runtime import agent
+from miniray.runtime.access import Access
 
 MAX_MESSAGE = 512 << 20
 MAX_GREETING = 1 << 20
@@ -79,9 +79,9 @@ class ClientEvents:
 class ClientServer:
     """Listens on `path`; see the module head."""
 
-    def __init__(self, path: str, token: str, events: ClientEvents) -> None:
+    def __init__(self, path: str, token: str | Access, events: ClientEvents) -> None:
         self._loop = asyncio.get_running_loop()
-        self._token = token.encode()
+        self._access = Access.of(token)
         self._events = events
         self._clients: dict[int, Client] = {}
         self._unflushed: dict[Client, None] = {}
@@ -159,8 +159,7 @@ class ClientServer:
             self._events.on_message(client, message, fd)
             return
         register = message.register
-        if message.WhichOneof("body") != "register" or not hmac.compare_digest(
-                register.token.encode(), self._token):
+        if message.WhichOneof("body") != "register" or not self._access.accepts_known(register.token):
             raise ValueError("not registered")
         client.registered = True
         self._events.on_register(client, register)

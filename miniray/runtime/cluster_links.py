@@ -11,10 +11,11 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 from miniray import config
-from miniray._proto import raylet_pb2
+from miniray._proto import gcs_pb2, raylet_pb2
 from miniray.core.node_effects import ConnectWorkers
 from miniray.runtime import rpc
-from miniray.runtime.bulk import BulkReader, BulkServer, connect_workers
+from miniray.runtime.access import node_name
+from miniray.runtime.bulk import Address, BulkReader, BulkServer, connect_workers
 from miniray.runtime.host import cpu_count
 from miniray.runtime.landing import Landing
 from miniray.runtime.links import LinkEvents, PeerEvents, PeerLinks, Stream, StreamEnded
@@ -31,23 +32,25 @@ FIRST_INCARNATION = 1
 
 
 class ClusterLinks:
-    """See the module head. `on_stop(reason, failed)` ends the node."""
+    """See the module head. `on_stop(reason, failed)` ends the node; `on_token` hears of another token."""
 
-    def __init__(self, raylet: Raylet, gcs_address: str, token: str,
-                 on_stop: Callable[[str, bool], None]) -> None:
+    def __init__(self, raylet: Raylet, gcs_address: str, on_stop: Callable[[str, bool], None],
+                 on_token: Callable[[str], None]) -> None:
         self.port = 0
         self.trouble = ""
         """Why the GCS cannot be reached at present, "" when it can."""
         self._raylet = raylet
-        self._token = token
+        self._access = raylet.access
+        self._gcs_address = gcs_address
+        self._on_token = on_token
         self._node_id = raylet.node.node_id
         self._on_stop = on_stop
         self.data_port = 0
         self._server: rpc.Server | None = None
         self._bulk: BulkServer | None = None
-        self._reader = BulkReader(token, streams=max(1, min(MAX_STREAMS, cpu_count() // 2)))
-        self._head = rpc.head_link(gcs_address, token, self._node_id, FIRST_INCARNATION, LinkEvents(
-            on_message=raylet.head_message, on_reset=lambda incarnation, rest: raylet.head_restarted(rest),
+        self._reader = BulkReader(self._access, streams=max(1, min(MAX_STREAMS, cpu_count() // 2)))
+        self._head = rpc.head_link(gcs_address, self._access, self._node_id, FIRST_INCARNATION, LinkEvents(
+            on_message=self._head_message, on_reset=lambda incarnation, rest: raylet.head_restarted(rest),
             on_up=self._head_up, on_down=self._head_down))
         self._peers = PeerLinks(
             FIRST_INCARNATION, raylet_pb2.PeerPacket, self._address_of, self._dial,
@@ -58,14 +61,15 @@ class ClusterLinks:
         raylet.objects.fetch_port = self._fetch
         raylet.connect_port = self._connect_workers
         self._connecting: set[asyncio.Task[None]] = set()
+        self._certifying: asyncio.Task[None] | None = None
 
     async def listen(self, host: str, port: int, data_port: int) -> None:
         """Open this node's ports (0: any). PortInUse, RpcError, OSError."""
         objects = self._raylet.objects
-        self._server = await rpc.serve_raylet(host, port, self._token, self._peers, objects.serve)
+        self._server = await rpc.serve_raylet(host, port, self._access, self._peers, objects.serve)
         self.port = self._server.port
         self._bulk = BulkServer(
-            host, data_port, self._token, objects.open_source, self._raylet.connection_came)
+            host, data_port, self._access, objects.open_source, self._connection_came)
         self.data_port = self._bulk.port
 
     async def flush(self, within_s: float) -> None:
@@ -80,12 +84,27 @@ class ClusterLinks:
         self._head.close()
         self._peers.close()
         self._reader.close()
-        for task in self._connecting:
+        for task in (*self._connecting, *([self._certifying] if self._certifying is not None else [])):
             task.cancel()
         if self._bulk is not None:
             self._bulk.close()
 
+    def keep_certified(self) -> None:
+        """Renew this node's certificate for as long as it lives, where the cluster has any."""
+        if self._access.identity is not None:
+            from miniray.runtime import admission
+
+            work = admission.keep_certified(
+                self._gcs_address, self._access, self._node_id, self._raylet.node.info.session_dir)
+            self._certifying = asyncio.get_running_loop().create_task(work)
+
     # ---- the GCS ----
+
+    def _head_message(self, message: gcs_pb2.NodeMessage) -> None:
+        if message.WhichOneof("body") == "token_rotated":
+            self._on_token(message.token_rotated.token)
+        else:
+            self._raylet.head_message(message)
 
     def _head_up(self) -> None:
         self.trouble = ""
@@ -103,8 +122,11 @@ class ClusterLinks:
         info = self._raylet.node.peers.get(node_id)
         return f"{info.host}:{info.port}" if info is not None and info.port else None
 
-    async def _dial(self, address: str) -> Stream:
-        return await rpc.dial_raylet(address, self._token, self._node_id)
+    async def _dial(self, address: str, node_id: bytes) -> Stream:
+        return await rpc.dial_raylet(address, self._access, self._node_id, node_id)
+
+    def _connection_came(self, hello: raylet_pb2.ChannelHello, fd: int) -> None:
+        self._raylet.connection_came(hello, fd, self._access.identity is not None)
 
     def _connect_workers(self, effect: ConnectWorkers) -> None:
         task = asyncio.get_running_loop().create_task(self._connect(effect))
@@ -117,22 +139,23 @@ class ClusterLinks:
             return
         hello = raylet_pb2.ChannelHello(target_worker_id=effect.target_worker_id)
         hello.source.node_id, hello.source.worker_id = self._node_id, effect.worker_id
-        address = (info.host, info.data_port)
+        address = Address(info.host, info.data_port, node_name(effect.node_id))
         try:
-            fd = await connect_workers(asyncio.get_running_loop(), address, self._token, hello)
+            fd = await connect_workers(asyncio.get_running_loop(), address, self._access, hello)
         except OSError as error:
-            log.info("no connection of workers to %s:%d: %s", *address, error)
+            log.info("no connection of workers to %s:%d: %s", *address[:2], error)
             return
-        self._raylet.connection_made(effect, fd)
+        self._raylet.connection_made(effect, fd, self._access.identity is not None)
 
     async def _fetch(self, node_id: bytes, request: raylet_pb2.FetchRequest, begin: Begin) -> None:
         info = self._raylet.node.peers.get(node_id)
         if info is None:
             raise ConnectionError(f"node {node_id.hex()[:8]} is not in the cluster (any more)")
         if info.data_port:
-            await self._reader.fetch((info.host, info.data_port), request, begin)
+            address = Address(info.host, info.data_port, node_name(node_id))
+            await self._reader.fetch(address, request, begin)
         else:
-            chunks = rpc.fetch(f"{info.host}:{info.port}", self._token, self._node_id, request)
+            chunks = rpc.fetch(f"{info.host}:{info.port}", self._access, self._node_id, request, node_id)
             await _fill(chunks, begin)
 
 

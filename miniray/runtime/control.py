@@ -181,6 +181,9 @@ class Control:
         fd = self.worker.raylet.take_fd()
         address = (message.source.node_id, message.source.worker_id)
         with self.worker.lock:
+            if message.encrypted:
+                self.worker.connections.add_encrypted(address, fd, message.dialled)
+                return
             if message.connection:
                 self.worker.peers.connected_to(self.worker.connections.add(address, fd))
                 return

@@ -31,14 +31,22 @@ class NodeOptions:
     """What a node offers and where it is reached; None means: look."""
 
     host: str = "127.0.0.1"
-    """Address to listen on and to be reached at by other raylets."""
+    """Address to listen on, and to be reached at by other raylets."""
     port: int = 0
     """TCP port for other raylets' streams; 0: any."""
     data_port: int = 0
     """TCP port for object bytes; 0: any."""
+    advertise: str = ""
+    """Address to be reached at, where that is not `host`."""
     gcs_address: str = ""
     """HOST:PORT of the GCS; "" for a local session, which holds its own."""
     token: str = ""
+    fingerprint: str = ""
+    """SHA-256 (hexadecimal) of the cluster's CA, if it is known."""
+    plain: bool = False
+    """The cluster is not encrypted, though it is not on loopback alone."""
+    pki: list[str] = field(default_factory=list)
+    """Files of an own PKI: CA, certificate, key; none: the cluster's certificates."""
     num_cpus: float | None = None
     num_gpus: float | None = None
     memory: int | None = None
@@ -63,8 +71,13 @@ class HeadOptions:
     """Where the GCS listens and keeps its tables."""
 
     host: str = "127.0.0.1"
+    advertise: str = ""
+    """Address to be reached at, where that is not `host`."""
     port: int = 6379
     token: str = ""
+    plain: bool = False
+    """Listen beyond loopback without encryption."""
+    pki: list[str] = field(default_factory=list)
     storage: str = ""
     """URL or path; "" for the default in the state directory."""
     http_host: str = "127.0.0.1"

@@ -180,6 +180,19 @@ class GcsShell:
         self._stimulus(self.head.request, request, ticket)
         return await answer
 
+    # ---- for the head's keeper of secrets
+
+    def persist(self, table: str, key: bytes, value: bytes) -> None:
+        """A row of the shell's own; `drained` says when it is durable."""
+        self.head.out.append(Persist(table, key, value))
+        self._schedule_turn()
+
+    def tell_nodes(self, message: gcs.NodeMessage) -> None:
+        """The same message to every living node."""
+        for node_id in self.head.members.living:
+            self.head.out.append(Send(node_id, message))
+        self._schedule_turn()
+
     # ---- turns
 
     def _stimulus(self, method: Callable[..., None], *args: Any) -> None:

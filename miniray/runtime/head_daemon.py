@@ -15,13 +15,17 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniray._proto import gcs_pb2
 from miniray.runtime import agent, loops, rpc, sessions, supervisor
+from miniray.runtime.admission import is_loopback
 from miniray.runtime.daemon import tell_ready
 from miniray.runtime.gcs import GcsShell
+from miniray.runtime.head_security import HeadSecurity
+from miniray.runtime.join_string import JoinString
 from miniray.runtime.storage import StorageError, open_storage
 
 if TYPE_CHECKING:
@@ -48,29 +52,26 @@ async def _serve(options: HeadOptions, directory: str) -> int:
         failed.append(error)
         stopping.set()
 
-    token = options.token or os.urandom(32).hex()
     own_file = _own_file(options)
-    shell = GcsShell.open(open_storage(_storage_url(options, own_file)), on_fatal=fatal)
+    storage = open_storage(_storage_url(options, own_file))
+    shell = GcsShell.open(storage, on_fatal=fatal)
+    security = HeadSecurity(shell, storage.load(), options.token, directory)
     try:
-        server = await rpc.serve_gcs(shell, options.host, options.port, token)
-    except rpc.RpcError:
+        _secure(security, options)
+        server = await rpc.serve_gcs(shell, options.host, options.port, security.access, security=security)
+    except (rpc.RpcError, OSError):
         shell.close()
         raise
     try:
-        web = await _serve_http(options, shell, token)
+        web = await _serve_http(options, shell, security)
     except Exception:
         await server.stop()
         shell.close()
         raise
-    address = f"{options.host}:{server.port}"
-    http = f"http://{_in_url(options.http_host)}:{web.port}" if web is not None else ""
-    sessions.write_private(os.path.join(directory, "token"), token)
-    sessions.publish(directory, "head", address=address, http=http)
-    ready = {"address": address, "pid": os.getpid(), "session_dir": directory, "http": http}
-    tell_ready(options.ready_fd, ready)
-    supervisor.ready(f"the head at {address}")
+    _announce(options, directory, server.port, security, web)
     await stopping.wait()
     supervisor.stopping("the head ends")
+    security.close()
     if web is not None:
         await web.stop()
     await server.stop()
@@ -82,7 +83,7 @@ async def _serve(options: HeadOptions, directory: str) -> int:
     return 1 if failed else 0
 
 
-async def _serve_http(options: HeadOptions, shell: GcsShell, token: str) -> WebServer | None:
+async def _serve_http(options: HeadOptions, shell: GcsShell, security: HeadSecurity) -> WebServer | None:
     """The HTTP surface where it is asked for; only then is anything of it imported."""
     if options.http_port is None:
         return None
@@ -91,7 +92,11 @@ async def _serve_http(options: HeadOptions, shell: GcsShell, token: str) -> WebS
     async def ask(field: str, message: Any) -> gcs_pb2.ControlReply:
         return await shell.call(gcs_pb2.ControlRequest(**{field: message}))
 
-    return await serve(ask, options.http_host, options.http_port, token, origins=options.http_origins)
+    tls = None
+    if not (options.plain or is_loopback(options.http_host)):
+        tls = security.web_context([options.http_host, options.advertise])
+    return await serve(
+        ask, options.http_host, options.http_port, security.access, origins=options.http_origins, tls=tls)
 
 
 def _in_url(host: str) -> str:
@@ -102,6 +107,35 @@ def _signalled(stopping: asyncio.Event) -> None:
     if stopping.is_set():
         os._exit(0)  # what is durable stays, and the session directory goes with the janitor
     stopping.set()
+
+
+def _secure(security: HeadSecurity, options: HeadOptions) -> None:
+    """Encrypt what leaves this machine, unless told not to."""
+    if options.pki:
+        security.use_pki((options.pki[0], options.pki[1], options.pki[2]))
+    elif not (options.plain or is_loopback(options.host)):
+        security.encrypt()
+
+
+def _announce(
+    options: HeadOptions, directory: str, port: int, security: HeadSecurity, web: WebServer | None
+) -> None:
+    """The head can be reached: tell this user's processes, and whoever started it."""
+    address = f"{options.advertise or options.host}:{port}"
+    http = ""
+    if web is not None:
+        scheme = "http" if options.plain or is_loopback(options.http_host) else "https"
+        http = f"{scheme}://{_in_url(options.http_host)}:{web.port}"
+    security.publish()
+    sessions.publish(directory, "head", address=address, http=http)
+    tell_ready(options.ready_fd, {
+        "address": address, "pid": os.getpid(), "session_dir": directory, "token": security.access.token,
+        "fingerprint": security.fingerprint.hex(), "http": http})
+    supervisor.ready(f"the head at {address}")
+    if options.ready_fd < 0 and security.fingerprint:
+        joining = JoinString(address, security.access.token, security.fingerprint)
+        sys.stdout.write(f"Join with: miniray-node --join {joining}\n")
+        sys.stdout.flush()
 
 
 def _end_with(pid: int, stopping: asyncio.Event) -> None:

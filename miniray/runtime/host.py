@@ -25,6 +25,22 @@ def cpu_count() -> int:
     return max(1, count)
 
 
+def is_any(address: str) -> bool:
+    """True for an address to listen on that nobody can be reached at."""
+    return address in ("0.0.0.0", "::", "")
+
+
+def address_towards(host: str) -> str:
+    """This machine's address as `host` sees it; no packet is sent. 127.0.0.1 without a network."""
+    try:
+        family, _, _, _, place = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(place)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return "127.0.0.1"
+
+
 def memory_total() -> int:
     """Bytes of memory this process may use: the machine's, lowered by the cgroup's memory.max."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

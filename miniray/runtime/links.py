@@ -313,7 +313,7 @@ class PeerLinks:
     """A raylet's links to other raylets, dialled at first use or served for those who dial.
 
     `address_of(node_id)` gives "host:port", or None while the peer cannot be dialled (unknown,
-    or behind NAT): messages then wait until it dials us. `dial(address)` opens a stream.
+    or behind NAT): messages then wait until it dials us. `dial(address, node_id)` opens a stream.
     """
 
     def __init__(
@@ -321,7 +321,7 @@ class PeerLinks:
         incarnation: int,
         packet_type: Any,
         address_of: Callable[[bytes], str | None],
-        dial: Callable[[str], Awaitable[Stream]],
+        dial: Callable[[str, bytes], Awaitable[Stream]],
         events: PeerEvents,
     ) -> None:
         """`incarnation` must grow with every start of a raylet under one node id."""
@@ -399,7 +399,7 @@ class PeerLinks:
                 if address is not None:
                     started = loop.time()
                     try:
-                        await end.serve(await self._dial(address))
+                        await end.serve(await self._dial(address, node_id))
                     except StreamEnded as ended:
                         now = loop.time()
                         if end.heard_at > started:

@@ -24,6 +24,7 @@ from miniray._proto import common_pb2 as common
 from miniray.core import resources
 from miniray.core.node import Node
 from miniray.runtime import agent, host, loops, sessions, supervisor
+from miniray.runtime.access import Access
 from miniray.runtime.daemon import tell_ready
 from miniray.runtime.raylet import Raylet
 
@@ -61,7 +62,7 @@ class NodeDaemon:
         self._directory = directory
         self._zygote = zygote
         self._local = local
-        self._token = options.token or os.urandom(32).hex()
+        self._access = Access(options.token or os.urandom(32).hex())
         self._socket_path = os.path.join(directory, "raylet.sock")
         self._stopping: asyncio.Event
         self._failed = False
@@ -80,7 +81,7 @@ class NodeDaemon:
         node = Node(info, random.Random(os.urandom(8)), store_bytes=store.capacity,
                     session_dir=self._directory, config=config.overrides())
         self._raylet = Raylet(
-            node, store, self._zygote, session_dir=self._directory, token=self._token,
+            node, store, self._zygote, session_dir=self._directory, token=self._access,
             socket_path=self._socket_path, nice=config.get("worker_nice"),
             spill_dir=self._options.spill_dir, on_stop=self._stop)
         self._watch()
@@ -106,8 +107,8 @@ class NodeDaemon:
         if model:
             labels.setdefault("ray.io/accelerator-type", model)
         return common.NodeInfo(
-            node_id=node_id, node_name=options.node_name or options.host,
-            host="" if self._local else options.host, hostname=host.hostname(),
+            node_id=node_id, node_name=options.node_name or options.advertise or options.host,
+            host="" if self._local else options.advertise or options.host, hostname=host.hostname(),
             total=resources.to_map(offered(options, store_bytes, model)), labels=labels,
             is_head=options.is_head or self._local, started_at=time.time(), pid=os.getpid(),
             socket_path=self._socket_path, store_bytes=store_bytes, session_dir=self._directory)
@@ -161,12 +162,14 @@ class NodeDaemon:
         """Serve other raylets, dial the GCS, and wait until it has accepted this node."""
         from miniray.runtime.cluster_links import ClusterLinks
 
-        links = ClusterLinks(self._raylet, self._options.gcs_address, self._token, self._stop)
+        await self._be_admitted()
+        links = ClusterLinks(self._raylet, self._options.gcs_address, self._stop, self._token_rotated)
         await links.listen(self._options.host, self._options.port, self._options.data_port)
         self._raylet.node.info.port = links.port
         self._raylet.node.info.data_port = links.data_port
         self._closers.append(links.close)
         self._links = links
+        links.keep_certified()
         self._raylet.start()
         deadline = asyncio.get_running_loop().time() + JOIN_WITHIN_S
         while not self._raylet.node.accepted and not self._stopping.is_set():
@@ -178,6 +181,27 @@ class NodeDaemon:
         if not self._raylet.node.accepted:
             raise CannotJoin(links.trouble or self._reason or "it was told to end")
 
+    async def _be_admitted(self) -> None:
+        """See to it that this node and the head know one another. CannotJoin."""
+        from miniray.runtime import admission, rpc
+
+        options = self._options
+        pki = (options.pki[0], options.pki[1], options.pki[2]) if options.pki else None
+        terms = admission.Terms(
+            options.gcs_address, self._access.token, bytes.fromhex(options.fingerprint), options.plain, pki)
+        try:
+            access = await admission.join(terms, self._raylet.node.node_id)
+        except (OSError, rpc.RpcError) as error:
+            raise CannotJoin(str(error)) from None
+        self._access.identity = access.identity
+        if access.identity is not None:
+            access.identity.save(self._directory)
+
+    def _token_rotated(self, token: str) -> None:
+        log.info("the cluster has another token")
+        self._access.replace_token(token)
+        sessions.write_private(os.path.join(self._directory, "token"), token)
+
     async def _say_goodbye(self) -> None:
         """Give what was queued for the GCS (NodeLeaving) a moment to leave."""
         if self._links is not None:
@@ -186,11 +210,11 @@ class NodeDaemon:
     # ---- announcing ----
 
     def _publish(self, info: common.NodeInfo) -> None:
-        sessions.write_private(os.path.join(self._directory, "token"), self._token)
+        sessions.write_private(os.path.join(self._directory, "token"), self._access.token)
         sessions.publish(self._directory, "node", address=self._options.gcs_address,
                          node_id=info.node_id.hex(), socket=self._socket_path)
         tell_ready(self._options.ready_fd, {
-            "session_dir": self._directory, "socket": self._socket_path, "token": self._token,
+            "session_dir": self._directory, "socket": self._socket_path, "token": self._access.token,
             "node_id": info.node_id.hex(), "pid": os.getpid(), "port": info.port})
 
 
@@ -203,7 +227,7 @@ def offered(options: NodeOptions, store_bytes: int, gpu_model: str) -> resources
         resources.MEMORY: options.memory if options.memory is not None else max(0, int(
             host.memory_total() * 0.9) - store_bytes),
         resources.OBJECT_STORE_MEMORY: store_bytes,
-        resources.node_resource(options.host): 1.0,
+        resources.node_resource(options.advertise or options.host): 1.0,
         **options.resources,
     }
     if gpu_model and found[resources.GPU]:

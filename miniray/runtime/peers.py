@@ -128,7 +128,8 @@ class Peers:
     def is_connected(self, address: Address) -> bool:
         """Frames of the worker at `address` may still come over a connection."""
         peer = self._peers.get(address)
-        return peer is not None and isinstance(peer.channel, CircuitChannel) and peer.channel.is_connected
+        return self._worker.connections.expects(address) or (
+            peer is not None and isinstance(peer.channel, CircuitChannel) and peer.channel.is_connected)
 
     def hold(self, address: Address, held: bool) -> None:
         """The raylets have (no longer) too much for that worker; on this node nothing goes through them."""

@@ -47,6 +47,7 @@ from miniray.core.node_effects import (
     to_client,
 )
 from miniray.runtime import agent
+from miniray.runtime.access import Access
 from miniray.runtime.clients import Client, ClientEvents, ClientServer
 from miniray.runtime.environments import Environments
 from miniray.runtime.logs import Logs, without_marks
@@ -104,7 +105,7 @@ class Raylet:
     """See the module head. Made on a running loop; `start` when the links are set."""
 
     def __init__(self, node: Node, store: _native.Store, zygote: tuple[Any, int], *, session_dir: str,
-                 token: str, socket_path: str, nice: int, spill_dir: str,
+                 token: str | Access, socket_path: str, nice: int, spill_dir: str,
                  on_stop: Callable[[str, bool], None] = lambda reason, failed: None) -> None:
         self.node = node
         self._store = NodeStore(store)
@@ -119,10 +120,11 @@ class Raylet:
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
-        spec = WorkerSpec(session_dir, socket_path, token, node.node_id, nice)
+        self.access = Access.of(token)
+        spec = WorkerSpec(session_dir, socket_path, self.access, node.node_id, nice)
         self._workers = WorkerProcesses(zygote[0], zygote[1], spec, WorkerEvents(
             self._worker_ended, self._zygote_lost, self._zygote_ready, self._worker_started))
-        self._clients = ClientServer(socket_path, token, ClientEvents(
+        self._clients = ClientServer(socket_path, self.access, ClientEvents(
             self._register, self._message, self._connection_ended, self._congested))
         self.environments = Environments(
             session_dir, node.info.host, self._workers, node.bridge.ask, self.turn)
@@ -226,15 +228,16 @@ class Raylet:
         self.node.peer_restarted(self._loop.time(), node_id)
         self.turn()
 
-    def connection_came(self, hello: raylet_pb2.ChannelHello, fd: int) -> None:
+    def connection_came(self, hello: raylet_pb2.ChannelHello, fd: int, encrypted: bool = False) -> None:
         """A worker of another node has dialled one of ours; `fd` is this end."""
-        self.node.connection_came(self._loop.time(), hello, fd)
+        self.node.connection_came(self._loop.time(), hello, fd, encrypted)
         self.turn()
 
-    def connection_made(self, wanted: ConnectWorkers, fd: int) -> None:
+    def connection_made(self, wanted: ConnectWorkers, fd: int, encrypted: bool = False) -> None:
         """Our client's connection to a worker of another node."""
         source = common.Address(node_id=wanted.node_id, worker_id=wanted.target_worker_id)
-        offer = worker_pb2.ChannelOffer(source=source, connection=True)
+        offer = worker_pb2.ChannelOffer(
+            source=source, connection=True, encrypted=encrypted, dialled=True)
         self._do_to_client(to_client(wanted.worker_id, fd, channel_offer=offer))
         self._clients.flush()
 

@@ -9,7 +9,8 @@
     fetch                  ──▶ the chunks of one object from another raylet
 
 Every method but `Gcs.Handshake` needs `authorization: Bearer <token>`, compared in constant time
-by one interceptor before anything else is looked at. Addresses are "host:port".
+by one interceptor before anything else is looked at. Where the `Access` has an identity, all of it
+is mutual TLS: a server answers nobody without a certificate. Addresses are "host:port".
 `GRPC_ENABLE_FORK_SUPPORT=0` is set before gRPC is imported: user code forks beside our streams.
 Without it children of a process with an idle stream die or hang; with 0 none does.
 
@@ -37,10 +38,12 @@ from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import raylet_pb2 as raylet
 from miniray.core.ids import NODE_ID_SIZE
 from miniray.core.link import STREAM, Link
+from miniray.runtime.access import HEAD_NAME, Access, NotAdmitted, node_name, vouch
 from miniray.runtime.links import Dialler, LinkEnd, LinkEvents, PeerLinks, Stream, StreamEnded
 
 if TYPE_CHECKING:
     from miniray.runtime.gcs import GcsShell  # a raylet has no use for it
+    from miniray.runtime.head_security import HeadSecurity
 
 PROTOCOL_VERSION = 1
 """Raised when daemons of different versions could not understand one another."""
@@ -83,8 +86,16 @@ class PortInUse(RpcError):
 # ---- channels and streams ------------------------------------------------------------------
 
 
-def _channel(address: str) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+def _channel(address: str, access: Access, name: str = HEAD_NAME) -> grpc.aio.Channel:
+    """To whoever has a certificate of this cluster for `name`."""
+    identity = access.identity
+    if identity is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    options: list[tuple[str, Any]] = list(CHANNEL_OPTIONS)
+    if not identity.by_host:
+        options.append(("grpc.ssl_target_name_override", name))
+    credentials = grpc.ssl_channel_credentials(identity.ca, identity.key, identity.certificate)
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
 def _credentials(token: str, node_id: bytes = b"") -> tuple[tuple[str, str], ...]:
@@ -158,35 +169,41 @@ def explain(error: grpc.aio.AioRpcError, address: str) -> str:
     return f"{address}: {code.name}: {details}"
 
 
-def _open_stream(address: str, method: str, packet: Any, metadata: Any) -> tuple[grpc.aio.Channel, Any]:
-    channel = _channel(address)
+def _open_stream(
+    channel: grpc.aio.Channel, method: str, packet: Any, metadata: Any
+) -> tuple[grpc.aio.Channel, Any]:
     connect = channel.stream_stream(
         method, request_serializer=packet.SerializeToString, response_deserializer=packet.FromString
     )
     return channel, connect(metadata=metadata)
 
 
-async def dial_head(address: str, token: str, node_id: bytes) -> Stream:
+async def dial_head(address: str, token: str | Access, node_id: bytes) -> Stream:
     """A raylet's stream to the GCS, after the handshake. StreamEnded, final for a refusal."""
+    access = Access.of(token)
     try:
-        answer = await handshake(address)
+        answer = await handshake(address, access)
     except grpc.aio.AioRpcError as error:
         raise _stream_ended(error, address) from None
     if not answer.accepted:
         raise StreamEnded(answer.refusal, final=True)
-    metadata = _credentials(token, node_id)
-    channel, call = _open_stream(address, f"/{GCS}/Connect", gcs.Packet, metadata)
+    metadata = _credentials(access.token, node_id)
+    channel, call = _open_stream(_channel(address, access), f"/{GCS}/Connect", gcs.Packet, metadata)
     return _ClientStream(channel, call, address)
 
 
-async def dial_raylet(address: str, token: str, node_id: bytes) -> Stream:
-    """A raylet's stream to another one; `node_id` is the dialler's own."""
-    metadata = _credentials(token, node_id)
-    channel, call = _open_stream(address, f"/{RAYLET}/Connect", raylet.PeerPacket, metadata)
+async def dial_raylet(address: str, token: str | Access, node_id: bytes, peer: bytes = b"") -> Stream:
+    """A raylet's stream to the one of node `peer`; `node_id` is the dialler's own."""
+    access = Access.of(token)
+    metadata = _credentials(access.token, node_id)
+    channel = _channel(address, access, node_name(peer))
+    channel, call = _open_stream(channel, f"/{RAYLET}/Connect", raylet.PeerPacket, metadata)
     return _ClientStream(channel, call, address)
 
 
-def head_link(address: str, token: str, node_id: bytes, incarnation: int, events: LinkEvents) -> Dialler:
+def head_link(
+    address: str, token: str | Access, node_id: bytes, incarnation: int, events: LinkEvents
+) -> Dialler:
     """A raylet's `HeadLink` over gRPC: keeps dialling until closed or refused for good.
 
     `incarnation` must grow with every start of a raylet under one node id (1 if ids are new).
@@ -203,10 +220,13 @@ def python_version() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-async def handshake(address: str, timeout_s: float = 5.0) -> gcs.HandshakeReply:
-    """Versions of both sides; needs no token. Raises grpc.aio.AioRpcError."""
-    request = gcs.HandshakeRequest(protocol_version=PROTOCOL_VERSION, python_version=python_version())
-    async with _channel(address) as channel:
+async def handshake(
+    address: str, token: str | Access = "", nonce: bytes = b"", timeout_s: float = 5.0
+) -> gcs.HandshakeReply:
+    """Versions of both sides; sends no token. Raises grpc.aio.AioRpcError."""
+    request = gcs.HandshakeRequest(
+        protocol_version=PROTOCOL_VERSION, python_version=python_version(), nonce=nonce)
+    async with _channel(address, Access.of(token)) as channel:
         method = channel.unary_unary(
             f"/{GCS}/Handshake",
             request_serializer=gcs.HandshakeRequest.SerializeToString,
@@ -216,35 +236,87 @@ async def handshake(address: str, timeout_s: float = 5.0) -> gcs.HandshakeReply:
         return reply
 
 
-async def call_head(
-    address: str, token: str, request: gcs.ControlRequest, timeout_s: float = 30.0
-) -> gcs.ControlReply:
-    """One request to the GCS. RpcError when it cannot be reached or refuses the token."""
-    async with _channel(address) as channel:
-        method = channel.unary_unary(
-            f"/{GCS}/Call",
-            request_serializer=gcs.ControlRequest.SerializeToString,
-            response_deserializer=gcs.ControlReply.FromString,
+async def demand_proof(address: str, access: Access) -> None:
+    """NotAdmitted unless the head knows the token and vouches for the CA in `access`."""
+    assert access.identity is not None
+    nonce = os.urandom(32)
+    try:
+        reply = await handshake(address, access, nonce)
+    except grpc.aio.AioRpcError as error:
+        raise NotAdmitted(explain(error, address)) from None
+    if not hmac.compare_digest(reply.vouch, vouch(access.token, nonce, access.identity.ca)):
+        raise NotAdmitted(
+            f"what listens at {address} does not know this cluster token: it is another cluster's head, or "
+            "somebody between it and this machine. Join with the head's join string"
+        )
+
+
+async def _call(
+    address: str, token: str | Access, method: str, request: Any, reply_type: Any, timeout_s: float
+) -> Any:
+    """One request to the GCS, one answer. RpcError."""
+    access = await _access(address, token)
+    async with _channel(address, access) as channel:
+        ask = channel.unary_unary(
+            f"/{GCS}/{method}",
+            request_serializer=request.SerializeToString,
+            response_deserializer=reply_type.FromString,
         )
         try:
-            reply: gcs.ControlReply = await method(request, metadata=_credentials(token), timeout=timeout_s)
+            return await ask(request, metadata=_credentials(access.token), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise RpcError(explain(error, address)) from None
-        return reply
+
+
+async def _access(address: str, token: str | Access) -> Access:
+    """Of a bare token: whatever it takes to speak to the cluster at `address`."""
+    if isinstance(token, Access):
+        return token
+    from miniray.runtime import admission
+
+    try:
+        return await admission.admit(address, token)
+    except OSError as error:
+        raise RpcError(str(error)) from None
+
+
+async def call_head(
+    address: str, token: str | Access, request: gcs.ControlRequest, timeout_s: float = 30.0
+) -> gcs.ControlReply:
+    """One request to the GCS. RpcError when it cannot be reached or refuses the token."""
+    reply: gcs.ControlReply = await _call(address, token, "Call", request, gcs.ControlReply, timeout_s)
+    return reply
+
+
+async def certify(
+    address: str, access: Access, request: gcs.CertifyRequest, timeout_s: float = 30.0
+) -> gcs.CertifyReply:
+    """Have a daemon's certificate signed. RpcError."""
+    reply: gcs.CertifyReply = await _call(address, access, "Certify", request, gcs.CertifyReply, timeout_s)
+    return reply
+
+
+async def rotate_token(address: str, token: str | Access, timeout_s: float = 30.0) -> gcs.RotateTokenReply:
+    """Give the cluster another token. RpcError."""
+    request = gcs.RotateTokenRequest()
+    reply: gcs.RotateTokenReply = await _call(
+        address, token, "RotateToken", request, gcs.RotateTokenReply, timeout_s)
+    return reply
 
 
 async def fetch(
-    address: str, token: str, node_id: bytes, request: raylet.FetchRequest
+    address: str, token: str | Access, node_id: bytes, request: raylet.FetchRequest, peer: bytes = b""
 ) -> AsyncIterator[raylet.Chunk]:
-    """The chunks of an object from another raylet, for node `node_id`. ConnectionError."""
-    async with _channel(address) as channel:
+    """The chunks of an object from the raylet of node `peer`, for node `node_id`. ConnectionError."""
+    access = Access.of(token)
+    async with _channel(address, access, node_name(peer)) as channel:
         method = channel.unary_stream(
             f"/{RAYLET}/Fetch",
             request_serializer=raylet.FetchRequest.SerializeToString,
             response_deserializer=raylet.Chunk.FromString,
         )
         try:
-            async for chunk in method(request, metadata=_credentials(token, node_id)):
+            async for chunk in method(request, metadata=_credentials(access.token, node_id)):
                 yield chunk
         except grpc.aio.AioRpcError as error:
             raise ConnectionError(explain(error, address)) from None
@@ -256,8 +328,8 @@ async def fetch(
 class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Refuses every call without the token, before its first message is read."""
 
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
+    def __init__(self, access: Access) -> None:
+        self._access = access
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: Any
@@ -265,35 +337,39 @@ class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(details)
         if handler is None or details.method == f"/{GCS}/Handshake":
             return handler
-        given = dict(details.invocation_metadata or ()).get("authorization", "")
-        if hmac.compare_digest(str(given).encode(), self._expected):
+        given = str(dict(details.invocation_metadata or ()).get("authorization", ""))
+        word, _, token = given.partition(" ")
+        known = self._access.identity is not None and not details.method.startswith(f"/{GCS}/")
+        accepts = self._access.accepts_known if known else self._access.accepts
+        if accepts(token) and word == "Bearer":
             return handler
-        return _refusing(handler)
+        return _REFUSING
 
 
-async def _refuse(context: Any) -> None:
+async def _refuse(_: Any, context: Any) -> AsyncIterator[Any]:
     await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the cluster token is missing or wrong")
+    yield
 
 
-def _refusing(handler: Any) -> Any:
-    """A handler of the same kind that only refuses."""
+_REFUSING = grpc.stream_stream_rpc_method_handler(_refuse)
+"""For calls of every kind: as a stream's handler it answers without reading what was sent."""
 
-    async def unary(request: Any, context: Any) -> None:
-        await _refuse(context)
 
-    async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-        await _refuse(context)
-        yield
+def _server_credentials(access: Access) -> Any:
+    """Mutual TLS with the identity of the moment: each handshake asks whether it has changed."""
+    identity = access.identity
+    assert identity is not None
+    state = [-1]
 
-    coders = {
-        "request_deserializer": handler.request_deserializer,
-        "response_serializer": handler.response_serializer,
-    }
-    if handler.request_streaming:
-        return grpc.stream_stream_rpc_method_handler(stream, **coders)
-    if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(stream, **coders)
-    return grpc.unary_unary_rpc_method_handler(unary, **coders)
+    def configuration() -> Any:
+        state[0] = identity.generation
+        return grpc.ssl_server_certificate_configuration(
+            [(identity.key, identity.certificate)], identity.clients)
+
+    def fetch_if_new() -> Any:
+        return configuration() if state[0] != identity.generation else None
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), fetch_if_new, True)
 
 
 class _ServerStream:
@@ -327,8 +403,8 @@ class _ServerStream:
             self._handler.cancel()
 
 
-async def _peer_id(context: Any) -> bytes:
-    """The node id in the metadata; the call is aborted without one."""
+async def _peer_id(context: Any, access: Access) -> bytes:
+    """The node id in the metadata; aborts a call without one, or with that of another certificate."""
     text = str(dict(context.invocation_metadata() or ()).get(_NODE_HEADER, ""))
     try:
         node_id = bytes.fromhex(text)
@@ -336,6 +412,11 @@ async def _peer_id(context: Any) -> bytes:
         node_id = b""
     if len(node_id) != NODE_ID_SIZE:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a stream must name its node")
+    if access.identity is not None and not access.identity.by_host:
+        names = context.auth_context().get("x509_common_name", ())
+        if node_name(node_id).encode() not in names:
+            await context.abort(
+                grpc.StatusCode.PERMISSION_DENIED, "the certificate is not that of the node it speaks for")
     return node_id
 
 
@@ -382,18 +463,22 @@ class _Streams:
 
 
 async def _start(
-    host: str, port: int, token: str, service: str, methods: dict[str, Any], streams: _Streams
+    host: str, port: int, access: Access, service: str, methods: dict[str, Any], streams: _Streams
 ) -> Server:
-    assert token, "a server without a token"
-    server = grpc.aio.server(interceptors=[_TokenCheck(token)], options=SERVER_OPTIONS)
+    assert access.token, "a server without a token"
+    server = grpc.aio.server(interceptors=[_TokenCheck(access)], options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        if access.identity is None:
+            bound = server.add_insecure_port(where)
+        else:
+            bound = server.add_secure_port(where, _server_credentials(access))
     except RuntimeError as error:
         holder = holder_of(port)
         if holder:
             raise PortInUse(f"port {port} is taken by {holder}: choose another one with --port") from None
-        raise RpcError(f"cannot listen on {host}:{port}: {error}") from None
+        raise RpcError(f"cannot listen on {where}: {error}") from None
     await server.start()
     return Server(server, bound, streams)
 
@@ -410,9 +495,13 @@ def holder_of(port: int) -> str:
     return ""
 
 
-async def serve_gcs(shell: GcsShell, host: str, port: int, token: str, version: str = "") -> Server:
+async def serve_gcs(
+    shell: GcsShell, host: str, port: int, token: str | Access, version: str = "",
+    security: HeadSecurity | None = None,
+) -> Server:
     """The GCS's port. PortInUse, RpcError."""
     streams = _Streams()
+    access = Access.of(token)
 
     async def shake(request: gcs.HandshakeRequest, context: Any) -> gcs.HandshakeReply:
         refusal = _version_refusal(request)
@@ -421,27 +510,32 @@ async def serve_gcs(shell: GcsShell, host: str, port: int, token: str, version: 
             refusal=refusal,
             protocol_version=PROTOCOL_VERSION,
             miniray_version=version,
+            vouch=security.vouch(request.nonce) if security is not None else b"",
         )
 
     async def connect(_: Any, context: Any) -> None:
-        node_id = await _peer_id(context)
+        node_id = await _peer_id(context, access)
         await streams.run(shell.serve(node_id, _ServerStream(context)))
 
     async def call(request: gcs.ControlRequest, context: Any) -> gcs.ControlReply:
         return await shell.call(request)
 
     methods = {
-        "Handshake": grpc.unary_unary_rpc_method_handler(
-            shake, gcs.HandshakeRequest.FromString, gcs.HandshakeReply.SerializeToString
-        ),
+        "Handshake": _unary(shake, gcs.HandshakeRequest),
         "Connect": grpc.stream_stream_rpc_method_handler(
             connect, gcs.Packet.FromString, gcs.Packet.SerializeToString
         ),
-        "Call": grpc.unary_unary_rpc_method_handler(
-            call, gcs.ControlRequest.FromString, gcs.ControlReply.SerializeToString
-        ),
+        "Call": _unary(call, gcs.ControlRequest),
     }
-    return await _start(host, port, token, GCS, methods, streams)
+    if security is not None:
+        methods["Certify"] = _unary(security.certify, gcs.CertifyRequest)
+        methods["RotateToken"] = _unary(security.rotate, gcs.RotateTokenRequest)
+    return await _start(host, port, access, GCS, methods, streams)
+
+
+def _unary(method: Callable[[Any, Any], Awaitable[Any]], request_type: Any) -> Any:
+    return grpc.unary_unary_rpc_method_handler(
+        method, request_type.FromString, lambda reply: reply.SerializeToString())
 
 
 def _version_refusal(request: gcs.HandshakeRequest) -> str:
@@ -461,7 +555,7 @@ def _version_refusal(request: gcs.HandshakeRequest) -> str:
 async def serve_raylet(
     host: str,
     port: int,
-    token: str,
+    token: str | Access,
     peers: PeerLinks,
     chunks: Callable[[raylet.FetchRequest, bytes], AsyncIterator[raylet.Chunk]],
 ) -> Server:
@@ -470,13 +564,14 @@ async def serve_raylet(
     `chunks(request, reader)` yields an object's bytes for node `reader`.
     """
     streams = _Streams()
+    access = Access.of(token)
 
     async def connect(_: Any, context: Any) -> None:
-        node_id = await _peer_id(context)
+        node_id = await _peer_id(context, access)
         await streams.run(peers.serve(node_id, _ServerStream(context)))
 
     async def send_chunks(request: raylet.FetchRequest, context: Any) -> AsyncIterator[raylet.Chunk]:
-        reader = await _peer_id(context)
+        reader = await _peer_id(context, access)
         async for chunk in chunks(request, reader):
             yield chunk
 
@@ -488,4 +583,4 @@ async def serve_raylet(
             send_chunks, raylet.FetchRequest.FromString, raylet.Chunk.SerializeToString
         ),
     }
-    return await _start(host, port, token, RAYLET, methods, streams)
+    return await _start(host, port, access, RAYLET, methods, streams)

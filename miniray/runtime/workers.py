@@ -22,6 +22,7 @@ from typing import Any
 from miniray.core import environments
 from miniray.core.environments import Result
 from miniray.runtime import agent
+from miniray.runtime.access import Access
 from miniray.runtime.zygote import PACKET_LIMIT
 
 READ_AT_IMPORT = (
@@ -51,7 +52,7 @@ class WorkerSpec:
 
     session_dir: str
     socket_path: str
-    token: str
+    access: Access
     node_id: bytes
     nice: int
 
@@ -94,7 +95,7 @@ class WorkerProcesses:
         made = made or Result()
         spec = {
             "session_dir": self._spec.session_dir, "socket_path": self._spec.socket_path,
-            "token": self._spec.token, "startup_token": startup_token.hex(),
+            "token": self._spec.access.token, "startup_token": startup_token.hex(),
             "node_id": self._spec.node_id.hex(), "job_id": job_id.hex(), "env_vars": variables,
             "runtime_env": runtime_env, "nice": self._spec.nice, "cwd": made.cwd, "python_path": made.path,
             "stdout_path": self.log_path(startup_token, "out"),

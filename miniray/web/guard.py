@@ -18,13 +18,14 @@ A refusal closes the connection: what else was sent on it is not read. Pure ASGI
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
+
+from miniray.runtime.access import Access
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -64,10 +65,12 @@ class Refused(Exception):
 class Guard:
     """See the module head. `origins` are those under which a proxy shows this server ("https://ray.lan")."""
 
-    def __init__(self, application: Application, token: str, origins: Iterable[str] = ()) -> None:
-        assert token, "a server without a token"
+    def __init__(
+        self, application: Application, token: str | Access, origins: Iterable[str] = ()
+    ) -> None:
         self._application = application
-        self._expected = f"Bearer {token}".encode()
+        self._access = Access.of(token)
+        assert self._access.token, "a server without a token"
         self._origins = {urlsplit(origin).netloc.lower(): origin.lower().rstrip("/") for origin in origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,7 +120,8 @@ class Guard:
 
     def _check_token(self, headers: dict[bytes, list[bytes]]) -> None:
         given = headers.get(b"authorization", [])
-        if len(given) != 1 or not hmac.compare_digest(given[0], self._expected):
+        word, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+        if not self._access.accepts(token.decode("latin-1")) or word != b"Bearer":
             raise Refused(401, "the cluster token is missing or wrong: send it as `Authorization: Bearer "
                                "TOKEN`; it is not taken from URLs or cookies")  # fmt: skip
 

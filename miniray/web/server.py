@@ -22,6 +22,7 @@ except ImportError as error:
     raise RuntimeError(f"the HTTP surface needs `pip install 'miniray[http]'`: {error}") from error
 
 from miniray.runtime import rpc
+from miniray.runtime.access import Access
 from miniray.web.api import Ask, application
 from miniray.web.guard import Guard
 
@@ -59,7 +60,7 @@ async def serve(
     ask: Ask,
     host: str,
     port: int,
-    token: str,
+    token: str | Access,
     *,
     origins: Iterable[str] = (),
     tls: ssl.SSLContext | None = None,

@@ -42,10 +42,11 @@ def test_every_command_is_listed_and_loads() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["start"], "either --head or --address"),
-        (["start", "--head", "--address", "a:1"], "either --head or --address"),
+        (["start"], "either --head, or --join"),
+        (["start", "--head", "--address", "a:1"], "either --head, or --join"),
         (["start", "--head", "--resources", "many"], "NAME=VALUE"),
-        (["start", "--head", "--host", "192.0.2.1"], "--plain-text"),
+        (["start", "--head", "--host", "no.such.host.invalid"], "no.such.host.invalid"),
+        (["start", "--head", "--tls-cert", "own.pem"], "--tls-ca"),
         (["list", "cows"], "cows"),
         (["dance"], "dance"),
     ],

@@ -201,7 +201,7 @@ class Raylets:
         return PeerEvents(lambda peer, m: self.got[me].append((peer, m.relay.frames)))
 
     def _dialler(self, me: bytes) -> Any:
-        async def dial(address: str) -> Pipe:
+        async def dial(address: str, node_id: bytes) -> Pipe:
             ours, theirs = pipe()
             self.pipes.append(ours)
 

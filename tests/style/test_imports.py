@@ -45,6 +45,7 @@ DOORS = {
     "redis": {"runtime/redis_storage.py"},
     "uvicorn": {"web/server.py"},
     "starlette": {"web/api.py"},
+    "cryptography": {"runtime/certificates.py"},
 }
 
 
@@ -137,9 +138,9 @@ def test_the_roots_do_not_know_one_another() -> None:
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("miniray.runtime.worker", ("grpc", "sqlite3", "torch")),
+        ("miniray.runtime.worker", ("grpc", "sqlite3", "torch", "ssl", "cryptography")),
         ("miniray", ("grpc", "sqlite3", "torch")),
-        ("miniray.cli", ("grpc", "numpy", "google.protobuf")),
+        ("miniray.cli", ("grpc", "numpy", "google.protobuf", "ssl", "cryptography")),
     ],
 )
 def test_what_a_process_does_not_load(module: str, unwanted: tuple[str, ...]) -> None:
