@@ -60,7 +60,7 @@ def test_wrong_usage_says_what_is_wrong(arguments: list[str], said: str) -> None
 def test_rays_options_are_taken() -> None:
     arguments = ["start", "--dashboard-port", "8265", "--disable-usage-stats", "--include-dashboard=false"]
     result = CliRunner().invoke(cli, arguments)
-    assert "either --head or --address" in result.output
+    assert "either --head, or --join" in result.output
 
 
 def test_maps_may_be_written_without_json() -> None:

@@ -173,7 +173,8 @@ async def test_raylets_talk_and_fetch_from_one_another() -> None:
     def links(me: bytes) -> PeerLinks:
         events = PeerEvents(lambda peer, message: got[me].append((peer, message.relay.frames)))
         return PeerLinks(
-            1, raylet.PeerPacket, addresses.get, lambda address, peer: rpc.dial_raylet(address, TOKEN, me), events
+            1, raylet.PeerPacket, addresses.get,
+            lambda address, peer: rpc.dial_raylet(address, TOKEN, me), events,
         )
 
     peers = {node: links(node) for node in (A, B)}

@@ -107,8 +107,8 @@ import socket, sys
 marker, host, port = sys.argv[1:]
 socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(bytes.fromhex(marker), (host, int(port)))
 """
-    subprocess.run(
-        [*machines["far"], sys.executable, "-c", code, marker.hex(), machines["address"], str(port)], check=True)
+    command = [sys.executable, "-c", code, marker.hex(), machines["address"], str(port)]
+    subprocess.run([*machines["far"], *command], check=True)
     until(lambda: marker in machines["sniffer"].heard())
 
 
