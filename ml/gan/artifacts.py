@@ -5,7 +5,9 @@
     worker_0/generator_0.pth           a link to generator.pth: the path that older command lines name
     checkpoint.pth                     what --resume continues from: tensors and plain values only
     run.json                           settings, machines, versions, losses per epoch
-    grid.png, losses.png               pictures of the result; previews/ where asked for
+    quality.json                       what was measured on generated images, and how (scores.py)
+    grid.png, losses.png, quality.png  pictures of the result; previews/ where asked for
+    report.html                        all of it on one page (report.py)
 
 Every file is written beside its place and moved into it, so a kill leaves the old one or the new one.
 """
@@ -147,7 +149,12 @@ def _load(path: Path) -> dict[str, Any]:
 
 def save_json(path: Path, content: Mapping[str, Any]) -> Path:
     """Write readable JSON; returns the path."""
-    _replace(path, lambda beside: beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8"))
+    return save_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def save_text(path: Path, text: str) -> Path:
+    """Write text as UTF-8; returns the path."""
+    _replace(path, lambda beside: beside.write_text(text, encoding="utf-8"))
     return path
 
 

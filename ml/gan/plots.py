@@ -56,6 +56,16 @@ def chart(title: str, x_name: str, series: Sequence[Series]) -> Image.Image:
     return picture.resize((_WIDTH, _HEIGHT), Image.Resampling.LANCZOS)
 
 
+def stacked(pictures: Sequence[Any]) -> Image.Image:
+    """Pictures of one width, one below the other; at least one."""
+    sheet = Image.new("RGB", (pictures[0].width, sum(picture.height for picture in pictures)), _PAPER)
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height
+    return sheet
+
+
 class _Frame:
     """The map from values to pixels of the unscaled picture."""
 

@@ -28,6 +28,7 @@ class Stream(IntEnum):
     DRAWING = 3
     SYNTHETIC_DATA = 4
     CALIBRATION = 5
+    FEATURES = 6
 
 
 def _philox(seed: int, stream: Stream, skip_words: int = 0) -> np.random.Philox:

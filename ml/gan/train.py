@@ -25,6 +25,7 @@ from ml.gan.sync import STRATEGIES
 if TYPE_CHECKING:
     from ml.gan.artifacts import Checkpoint
     from ml.gan.group import Blueprint, Group
+    from ml.gan.scores import Scores
     from ml.gan.trainer import Result, Trainer
 
 _DEFAULTS = TrainConfig()
@@ -73,8 +74,15 @@ def _add_data(add: Any) -> None:
     add.add_argument("--download", action="store_true", help="allow fetching the data set")
     add.add_argument("--save-dir", default="./models/gan", metavar="DIR", help="folder of the results")
     add.add_argument("--resume", action="store_true", help="continue from the checkpoint in --save-dir")
-    for name, default, what in (("checkpoint", 5, "0: at the end only"), ("preview", 0, "pictures; 0: none")):
+    for name, default, what in (
+        ("checkpoint", 5, "0: at the end only"),
+        ("preview", 0, "pictures; 0: none"),
+        ("quality", 1, "measure generated images; 0: at the end only"),
+    ):
         add.add_argument(f"--{name}-every", type=count, default=default, metavar="EPOCHS", help=what)
+    add.add_argument(
+        "--quality-images", type=count, default=1_000, metavar="N", help="images to measure; 0: none"
+    )
 
 
 def _add_training(add: Any) -> None:
@@ -208,13 +216,24 @@ def _run(
     from ml.gan.trainer import Outputs, Trainer, TrainingFault
 
     folder = Path(options.save_dir)
-    outputs = Outputs(folder, options.checkpoint_every, options.preview_every, options.time_limit)
+    outputs = Outputs(
+        folder,
+        options.checkpoint_every,
+        options.preview_every,
+        options.quality_every,
+        options.quality_images,
+        options.time_limit,
+    )
     try:
         group = _group(config, images, blueprint, resumed)
         try:
-            trainer = Trainer(config, images, blueprint.layout, group, outputs, sys.stdout, resumed)
+            scores = _scores(options, images, resumed)
+            trainer = Trainer(config, images, blueprint.layout, group, outputs, sys.stdout, resumed, scores)
             with _stop_on_signal(trainer):
-                print(_headline(config, images, group, resumed), flush=True)
+                print(_headline(config, images, group, resumed))
+                if scores:
+                    print(f"quality is measured on {scores.basis['features']}")
+                sys.stdout.flush()
                 result = trainer.run()
         finally:
             group.close()
@@ -226,6 +245,19 @@ def _run(
         return 1
     _report(result, config, folder)
     return 0 if result.finished or not trainer.stopped else 130
+
+
+def _scores(
+    options: argparse.Namespace, images: data.ImageSet, resumed: Checkpoint | None
+) -> Scores | None:
+    """What will measure the run's images; None where that is switched off."""
+    if options.quality_images == 0:
+        return None
+    from ml.gan.judge import Judge
+    from ml.gan.scores import Scores
+
+    judge = Judge(images.images, images.labels, options.quality_images)
+    return Scores(Path(options.save_dir), judge, resumed.steps if resumed else 0)
 
 
 def _headline(config: TrainConfig, images: data.ImageSet, group: Group, resumed: Checkpoint | None) -> str:
@@ -291,8 +323,12 @@ def _stop_on_signal(trainer: Trainer) -> Iterator[None]:
 
 
 def _report(result: Result, config: TrainConfig, folder: Path) -> None:
+    from ml.gan.scores import sentence
+
     rate = result.images / max(result.seconds, 1e-9)
     print(f"{result.images:,} images in {result.seconds:.1f} s: {rate:,.0f} images/s")
+    if result.quality:
+        print(sentence(result.quality))
     if config.workers > 1:
         print(f"all {config.workers} workers hold the same weights (digest {result.digest})")
     for path in result.paths:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ml.gan import artifacts, plots
+from ml.gan import artifacts, plots, report
 from ml.gan.artifacts import Checkpoint
 from ml.gan.config import TrainConfig
 from ml.gan.data import ImageSet
@@ -30,6 +30,7 @@ from ml.gan.group import Group, State
 from ml.gan.model import Generator, generator_from
 from ml.gan.progress import Progress
 from ml.gan.schedule import Round, Schedule
+from ml.gan.scores import Scores
 from ml.gan.vector import Layout
 
 _ROUNDS_AHEAD = 2
@@ -47,6 +48,8 @@ class Outputs:
     folder: Path
     checkpoint_every: int  # epochs
     preview_every: int  # epochs
+    quality_every: int  # epochs
+    quality_images: int  # drawn for each verdict
     time_limit_s: float  # of training; 0: none
 
 
@@ -60,6 +63,7 @@ class Result:
     digest: str  # common to all workers
     paths: list[Path]
     finished: bool  # False: stopped by signal or time limit
+    quality: dict[str, Any] | None  # the last verdict, where quality was measured
 
 
 @dataclass(slots=True)
@@ -73,6 +77,7 @@ class Trainer:
     outputs: Outputs
     out: TextIO
     resumed: Checkpoint | None = None
+    scores: Scores | None = None  # None: quality is not measured
     clock: Callable[[], float] = time.perf_counter
     _curve: list[tuple[float, ...]] = field(default_factory=list)
     _stopped: bool = False
@@ -107,7 +112,8 @@ class Trainer:
         digest = self._common_digest()
         state = self.group.take(self.group.checkpoint(moments=True))
         paths = self._save_all(state, step, schedule, seconds, digest)
-        return Result(step, self._done_images, seconds, digest, paths, finished=step >= total)
+        verdict = self.scores.history[-1] if self.scores else None
+        return Result(step, self._done_images, seconds, digest, paths, step >= total, verdict)
 
     def _start_step(self, schedule: Schedule) -> int:
         if self.resumed is None:
@@ -160,10 +166,25 @@ class Trainer:
         if epoch < self.config.epochs and _divides(self.outputs.checkpoint_every, epoch):
             handle = self.group.checkpoint(moments=True)
             due.append(lambda: self._save_checkpoint(self.group.take(handle), step, schedule))
-        if _divides(self.outputs.preview_every, epoch):
+        shows = _divides(self.outputs.preview_every, epoch)
+        measures = self.scores is not None and _divides(self.outputs.quality_every, epoch)
+        if shows or measures:
             seen = self.group.checkpoint(moments=False)
-            due.append(lambda: self._save_preview(self._generator(self.group.take(seen)), epoch))
+
+            def look() -> None:
+                generator = self._generator(self.group.take(seen))
+                if shows:
+                    self._save_preview(generator, epoch)
+                if measures:
+                    self._measure(generator, epoch, step)
+
+            due.append(look)
         return due
+
+    def _measure(self, generator: Generator, epoch: float, step: int) -> None:
+        if self.scores is not None and self.scores.last_step < step:
+            images = draw_images(generator, self.config.seed, 0, self.outputs.quality_images)
+            self.scores.add(epoch, step, images)
 
     def _save_checkpoint(self, state: State, step: int, schedule: Schedule) -> Path:
         earlier = self.resumed.seconds if self.resumed else 0.0
@@ -198,12 +219,23 @@ class Trainer:
         folder = self.outputs.folder
         self._save_checkpoint(state, step, schedule)
         generator = self._generator(state)
+        self._measure(generator, step / schedule.steps_per_epoch, step)
         discriminator = self.layout.state_dict(state.merged, "discriminator")
         paths = artifacts.save_models(folder, generator.state_dict(), discriminator)[:1]
         paths.append(artifacts.save_picture(folder / "grid.png", plots.grid(self._samples(generator))))
-        paths.append(artifacts.save_picture(folder / "losses.png", self._chart()))
-        paths.append(artifacts.save_json(folder / "run.json", self._story(step, schedule, seconds, digest)))
+        pictures = [("Generated images", paths[-1]), *self._charts(folder)]
+        story = self._story(step, schedule, seconds, digest)
+        paths += [path for _, path in pictures[1:]]
+        paths.append(artifacts.save_json(folder / "run.json", story))
+        paths.append(report.write(folder, story, self.scores.to_json() if self.scores else None, pictures))
         return paths
+
+    def _charts(self, folder: Path) -> list[tuple[str, Path]]:
+        charts = [("Losses", "losses.png", self._chart())]
+        if self.scores is not None:
+            quality = plots.stacked(report.quality_charts(self.scores.history))
+            charts.append(("Quality per epoch", "quality.png", quality))
+        return [(title, artifacts.save_picture(folder / name, chart)) for title, name, chart in charts]
 
     def _chart(self) -> Any:
         columns = dict(zip(artifacts.CURVE_COLUMNS, zip(*self._curve)))

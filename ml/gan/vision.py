@@ -31,6 +31,13 @@ def torchvision() -> ModuleType | None:
     return _door[0]
 
 
+def models() -> ModuleType:
+    """torchvision.models. Raises ImportError where torchvision cannot be had."""
+    if torchvision() is None:
+        raise ImportError("torchvision does not import here")
+    return importlib.import_module("torchvision.models")
+
+
 def _open() -> ModuleType | None:
     try:
         return importlib.import_module("torchvision")

@@ -21,7 +21,10 @@ from ml.gan import artifacts, generate, model, train  # noqa: E402
 from ml.gan.sync import STRATEGIES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["--dataset", "synthetic:64", "--width", "4", "--latent-dim", "8", "--batch-size", "16", "--seed", "5"]
+TINY = [
+    "--dataset", "synthetic:64", "--width", "4", "--latent-dim", "8", "--batch-size", "16", "--seed", "5",
+    "--quality-images", "32",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +65,11 @@ def test_a_run_leaves_models_pictures_and_its_story(trained: Path) -> None:
     assert story["config"]["width"] == 4 and story["steps"] == 8 and story["images_trained"] == 128
     assert [entry["epoch"] for entry in story["history"]] == [1, 2]
     assert story["workers"][0]["device"] == "cpu" and story["data"]["images"] == 64
-    for name in ("grid.png", "losses.png", "previews/epoch_0001.png", "previews/epoch_0002.png"):
+    quality = json.loads((trained / "quality.json").read_text())
+    assert [entry["epoch"] for entry in quality["history"]] == [1, 2]
+    assert (trained / "report.html").read_text().count("data:image/png") == 5
+    previews = [f"previews/epoch_000{epoch}.png" for epoch in (1, 2)]
+    for name in ("grid.png", "losses.png", "quality.png", *previews):
         with Image.open(trained / name) as picture:
             picture.verify()
     assert not [path for path in trained.rglob(".*") if path.is_file()]  # no half-written file is left
@@ -87,6 +94,7 @@ def test_a_resumed_run_ends_as_the_unbroken_one(trained: Path, tmp_path: Path) -
     losses = [[(entry["d_loss"], entry["g_loss"]) for entry in one["history"]] for one in (whole, parts)]
     assert losses[0] == losses[1]
     assert (trained / "generator.pth").read_bytes() == (tmp_path / "generator.pth").read_bytes()
+    assert (trained / "quality.json").read_text() == (tmp_path / "quality.json").read_text()
 
 
 def test_resuming_needs_a_checkpoint_that_fits(
@@ -149,6 +157,11 @@ def test_losses_that_are_no_numbers_end_the_run_with_code_1(
     assert run_train(tmp_path, "--lr", "1e30", "--epochs", "3") == 1
     assert "lower --lr" in capsys.readouterr().err
     assert not (tmp_path / "generator.pth").exists()
+
+
+def test_quality_can_be_left_out(tmp_path: Path) -> None:
+    assert run_train(tmp_path, "--epochs", "1", "--quality-images", "0") == 0
+    assert not (tmp_path / "quality.json").exists() and (tmp_path / "report.html").exists()
 
 
 def test_a_time_limit_ends_the_run_with_everything_saved(
