@@ -128,6 +128,7 @@ KNOBS = {
             "where spilled objects go; the session directory by default",
             ("RAY_object_spilling_directory",),
         ),
+        Knob("spill_max_bytes", 0, "bytes of objects that a node keeps on disk at most; 0: no limit of ours"),
         Knob("chunk_bytes", 5 * MB, "piece of an object moved between nodes at once"),
         # -- what the user sees
         Knob("log_to_driver", True, "workers' output appears in the driver", ("RAY_LOG_TO_DRIVER",)),

@@ -18,6 +18,7 @@ unasked; room is granted, not reserved: a client that loses a race asks again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,11 +39,14 @@ from miniray.core.node_effects import (
 )
 from miniray.core.relay import Relay
 
+MIB = 1 << 20
 SPILL_FROM = 0.8
 SPILL_BATCH_BYTES = 100 << 20
 SPILL_BATCH_OBJECTS = 2000
 ROOM_WAIT_S = 10.0
 RETRY_S = 0.05
+DISK_RETRY_S = 1.0
+"""After a failure to write, the next attempt is made so much later, or when something was freed."""
 HEADER_ALLOWANCE = 4096
 """Bytes beyond the payload that an allocation may need (alignment, block header)."""
 
@@ -107,7 +111,10 @@ class Memory:
     ended_jobs: dict[bytes, dict[bytes, None]] = field(default_factory=dict)
     """Jobs whose objects the next survey frees, with the workers that outlive each."""
     disk_full: str = ""
-    """Why the last spill failed; spilling is tried again when something was freed."""
+    """Why the last spill failed, "" when it did not or something was freed since."""
+    disk_retry_at: float = 0.0
+    spill_limit: int = 0
+    """Bytes that may be on disk at a time; 0: as many as the disk takes."""
     next_batch: int = 1
     surveying: bool = False
     retry_at: float | None = None
@@ -264,7 +271,8 @@ class Memory:
             return
         if self.spilling:
             return  # more room is on its way
-        if not self.disk_full and self._spill(now, [o for o in objects if o.primary], missing):
+        may_write = not self.disk_full or now >= self.disk_retry_at
+        if may_write and self._spill(now, [o for o in objects if o.primary], missing):
             return
         late = [room] if self.disk_full else [one for one in self.rooms if now >= one.deadline]
         self.rooms = [one for one in self.rooms if one not in late]
@@ -280,10 +288,14 @@ class Memory:
         self.stories.note(now, object_id, "evicted: the store is full")
         if object_id in self.spilled:
             return  # the file stays this node's copy
+        self._forget_copy(object_id)
+
+    def _forget_copy(self, object_id: bytes, why: str = "") -> None:
+        """This node has no copy any more: tell the owner."""
         held = self.held.pop(object_id, UNKNOWN)
         if held.owner != NOBODY:
             self.relay.location_changed(worker_pb2.LocationUpdate(
-                object_id=object_id, node_id=self.relay.node_id, removed=True,
+                object_id=object_id, node_id=self.relay.node_id, removed=True, reason=why,
                 owner=common.Address(node_id=held.owner[0], worker_id=held.owner[1])))
 
     def _answer(self, now: float, room: Room, failure: common.Failure | None) -> None:
@@ -301,12 +313,19 @@ class Memory:
         total = 0
         wanted = max(missing, SPILL_BATCH_BYTES)
         busy = {oid for ids in self.spilling.values() for oid in ids}
+        left = self._disk_left()
         for item in primaries:
             if total >= wanted or len(batch) >= SPILL_BATCH_OBJECTS:
                 break
-            if item.object_id not in busy and item.object_id not in self.spilled:
-                batch[item.object_id] = item.size
-                total += item.size
+            if item.object_id in busy or item.object_id in self.spilled:
+                continue
+            if total + item.size > left:
+                if not batch:
+                    self._disk_failed(now, f"only {max(0, left) / MIB:.1f} MiB are left of the "
+                                      f"{self.spill_limit / MIB:.1f} that MINIRAY_SPILL_MAX_BYTES allows")
+                break
+            batch[item.object_id] = item.size
+            total += item.size
         if not batch:
             return False
         number = self.next_batch
@@ -314,6 +333,17 @@ class Memory:
         self.spilling[number] = batch
         self.out.append(SpillObjects(number, list(batch)))
         return True
+
+    def _disk_left(self) -> float:
+        """Bytes that may still be written."""
+        if not self.spill_limit:
+            return math.inf
+        writing = sum(size for batch in self.spilling.values() for size in batch.values() if size != FREED)
+        return self.spill_limit - writing - sum(held.size for held in self.spilled.values())
+
+    def _disk_failed(self, now: float, why: str) -> None:
+        self.disk_full = why
+        self.disk_retry_at = now + DISK_RETRY_S
 
     def objects_spilled(self, now: float, batch: int, object_ids: list[bytes],
                         failure: common.Failure | None) -> None:
@@ -327,7 +357,9 @@ class Memory:
             self.spilled[object_id] = self.held.setdefault(object_id, Held(sizes[object_id]))
             self.stories.note(now, object_id, "spilled to disk")
         if failure is not None:
-            self.disk_full = failure.message
+            self._disk_failed(now, failure.message)
+        elif object_ids:
+            self.disk_full = ""
         if orphans:
             self.out.append(DropSpilled(orphans))
         if self.rooms:
@@ -356,10 +388,21 @@ class Memory:
                 request = worker_pb2.MakeRoom(bytes=held.size, object_id=object_id)
                 self.room_requested(now, request, b"", lambda at, why: self._room_for(at, object_id, why))
                 return
-        if failure is None and object_id not in self.spilled:  # freed while it was read back
+        if failure is not None:
+            self.copy_damaged(now, object_id, failure.message)
+        elif object_id not in self.spilled:  # freed while it was read back
             self.out.append(DeleteObjects([object_id]))
         for on_done in self.restoring.pop(object_id, []):
             on_done(now, failure)
+
+    def copy_damaged(self, now: float, object_id: bytes, why: str) -> None:
+        """What is on disk of it cannot be used: this node has no copy any more, and its owner hears."""
+        if self.spilled.pop(object_id, None) is None:
+            return
+        self.stories.note(now, object_id, f"lost on this node: {why}")
+        self.out.append(DropSpilled([object_id]))
+        self.out.append(DeleteObjects([object_id]))
+        self._forget_copy(object_id, why)
 
     def _room_for(self, now: float, object_id: bytes, failure: common.Failure | None) -> None:
         held = self.spilled.get(object_id)

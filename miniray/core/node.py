@@ -358,6 +358,10 @@ class Node:
         """Answer to `RestoreObject`."""
         self.memory.object_restored(now, object_id, failure)
 
+    def copy_damaged(self, now: float, object_id: bytes, why: str) -> None:
+        """A copy on disk could not be read for another node."""
+        self.memory.copy_damaged(now, object_id, why)
+
     def fetch_ended(self, now: float, object_id: bytes, size: int, owner: Owner,
                     failure: common.Failure | None, elsewhere: list[bytes]) -> None:
         """Answer to `StartFetch`."""

@@ -219,7 +219,7 @@ class Control:
     def _location(self, message: wire.LocationUpdate) -> None:
         with self.worker.lock:
             if message.removed:
-                self.worker.copy_lost(message.object_id, message.node_id)
+                self.worker.copy_lost(message.object_id, message.node_id, why=message.reason)
             else:
                 self.worker.owner.location_added(message.object_id, message.node_id)
             self.worker.drain()

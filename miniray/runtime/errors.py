@@ -317,14 +317,15 @@ def _object_error(failure: Failure, object_id: bytes | None) -> Exception:
     return exceptions.ObjectLostError(name, detail=_details(failure))
 
 
-def not_rebuilt(refusal: NotRebuilt, object_id: bytes, node_id: bytes) -> Failure:
+def not_rebuilt(refusal: NotRebuilt, object_id: bytes, node_id: bytes, why: str = "") -> Failure:
     """The failure of a lost object: why its task, or that of an argument, cannot run again."""
     from miniray._proto import common_pb2 as pb
 
     known = exceptions.ObjectReconstructionFailedError.REASON_MESSAGES[refusal.reason]
     other = refusal.entry.id
     about = f"its argument {other.hex()} cannot be made again either: " if other != object_id else ""
-    text = f"{about}{known} Its last copy was on node {node_id.hex()[:12]}."
+    end = f", where it was lost: {why}." if why else "."
+    text = f"{about}{known} Its last copy was on node {node_id.hex()[:12]}{end}"
     return pb.Failure(kind=pb.OBJECT_LOST, message=f"{refusal.reason}: {text}", node_id=node_id)
 
 

@@ -80,6 +80,7 @@ class NodeDaemon:
         info = self._describe(store.capacity)
         node = Node(info, random.Random(os.urandom(8)), store_bytes=store.capacity,
                     session_dir=self._directory, config=config.overrides())
+        node.memory.spill_limit = config.get("spill_max_bytes")
         self._raylet = Raylet(
             node, store, self._zygote, session_dir=self._directory, token=self._access,
             socket_path=self._socket_path, nice=config.get("worker_nice"),

@@ -29,6 +29,7 @@ from miniray.runtime.spill import Spilled, SpillFiles
 
 CHUNK_BYTES = 5 << 20
 SERVES_PER_OBJECT = 3
+DAMAGED_KEPT = 1000
 ELSEWHERE_KEPT = 8
 SERVED_KEPT = 256
 """Objects of which is known who has read them. One who has it no more says so, and others are asked."""
@@ -74,6 +75,8 @@ class Objects:
         self._others: set[asyncio.Task[None]] = set()
         self._serving: dict[bytes, dict[bytes, int]] = {}
         self._served: dict[bytes, list[bytes]] = {}
+        self._damaged: dict[bytes, str] = {}
+        """What was found when copies on disk were read for others: their next attempt hears it."""
 
     def close(self) -> None:
         """Stop all streams and remove the spill files."""
@@ -257,8 +260,8 @@ class Objects:
         buffer = self._store.get(object_id)
         location = self._files.location(object_id) if buffer is None else None
         if buffer is None and location is None:
-            return Source(raylet_pb2.Chunk(
-                failure=common.Failure(kind=common.NOT_FOUND, message="the copy is gone")))
+            why = self._damaged.get(object_id, "the copy is gone")
+            return Source(raylet_pb2.Chunk(failure=common.Failure(kind=common.NOT_FOUND, message=why)))
         readers = self._serving.setdefault(object_id, readers)
         readers[request.reader] = readers.get(request.reader, 0) + 1
         view = memoryview(buffer) if buffer is not None else None
@@ -269,7 +272,16 @@ class Objects:
         if held is not None and held.owner != NOBODY:
             header.owner = common.Address(node_id=held.owner[0], worker_id=held.owner[1]).SerializeToString()
         length = min(request.length or size, size - start)
-        return Source(header, view, location, lambda complete: self._served_one(request, complete), length)
+        return Source(header, view, location, lambda complete: self._served_one(request, complete), length,
+                      lambda error: self._loop.call_soon_threadsafe(self._unreadable, object_id, error))
+
+    def _unreadable(self, object_id: bytes, error: OSError) -> None:
+        """A copy on disk is damaged: it is none."""
+        self._damaged[object_id] = str(error)
+        if len(self._damaged) > DAMAGED_KEPT:
+            del self._damaged[next(iter(self._damaged))]
+        self._node.copy_damaged(self._loop.time(), object_id, str(error))
+        self._turn()
 
     def _served_one(self, request: raylet_pb2.FetchRequest, complete: bool) -> None:
         """One stream has ended; the reader has a copy when the last of its streams ended well."""
@@ -314,23 +326,26 @@ class Source:
 
     def __init__(self, header: raylet_pb2.Chunk, view: memoryview | None = None,
                  location: Spilled | None = None,
-                 on_close: Callable[[bool], None] = lambda complete: None, size: int = 0) -> None:
+                 on_close: Callable[[bool], None] = lambda complete: None, size: int = 0,
+                 on_damage: Callable[[OSError], object] = lambda error: None) -> None:
         self.header = header
         self.size = size
         self._view = view
         self._location = location
         self._on_close = on_close
+        self._on_damage = on_damage
 
     def piece(self, offset: int, length: int) -> Any:
-        """A buffer with these bytes of the segment, or read from the spill file."""
+        """A buffer with these bytes of the segment, or read from the spill file; OSError if they are bad."""
         offset += self.header.offset
         if self._view is not None:
             return self._view[offset : offset + length]
         assert self._location is not None
-        data = SpillFiles.read_part(self._location, offset, length)
-        if not data:
-            raise OSError(f"{self._location.path} ends too early")
-        return data
+        try:
+            return SpillFiles.read_part(self._location, offset, length)
+        except OSError as error:
+            self._on_damage(error)
+            raise
 
     def close(self, complete: bool) -> None:
         """Unpin."""

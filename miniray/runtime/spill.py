@@ -1,12 +1,14 @@
-"""Spilled objects: several per file, each with a checksum, files gone with their last object.
+"""Spilled objects: several per file, with checksums, files gone with their last object.
 
 ::
 
     <directory>/<number>.spill:   "MRSPILL1" | { object id (28) | size u64 | crc32 u32 | payload } …
 
-The index lives in memory only: spilled objects end with their raylet, like the store. Methods that
-read or write files run on the raylet's executor threads; `remember`, `forget` and `location` on
-its loop. A short read, a wrong checksum or a full disk is an OSError that names the file.
+Each block of a payload has a checksum of its own, so that a part which another node reads is verified
+as well; the one in the file is of these. The index lives in memory only: spilled objects end with
+their raylet, like the store. Methods that read or write files run on the raylet's executor threads;
+`remember`, `forget` and `location` on its loop. A short read, a wrong checksum or a full disk is an
+OSError that names the file.
 
 A directory may also be a URL that fsspec knows (s3://…, gs://…); fsspec is imported for that only.
 """
@@ -27,7 +29,7 @@ MAGIC = b"MRSPILL1"
 DISK_FULL_SHARE = 0.95
 """Nothing is written to a disk that is fuller than this."""
 _ENTRY = struct.Struct("<28sQI")
-_READ_BYTES = 16 << 20
+BLOCK_BYTES = 4 << 20
 
 
 @dataclass(slots=True, frozen=True)
@@ -38,7 +40,8 @@ class Spilled:
     name: str
     offset: int
     size: int
-    checksum: int
+    checksums: tuple[int, ...]
+    """One per block."""
 
     @property
     def path(self) -> str:
@@ -182,37 +185,32 @@ class SpillFiles:
             at = len(MAGIC)
             for object_id, buffer in batch:
                 view = memoryview(buffer)
-                checksum = zlib.crc32(view)
-                file.write(_ENTRY.pack(object_id, len(view), checksum))
+                checksums = tuple(zlib.crc32(block) for block in _blocks(view))
+                file.write(_ENTRY.pack(object_id, len(view), zlib.crc32(repr(checksums).encode())))
                 at += _ENTRY.size
                 done = 0
                 while done < len(view):  # write() may take less than it is given
                     done += file.write(view[done:]) or 0
-                written[object_id] = Spilled(place, name, at, len(view), checksum)
+                written[object_id] = Spilled(place, name, at, len(view), checksums)
                 at += len(view)
         return written
 
     @staticmethod
     def read_into(location: Spilled, target: memoryview) -> None:
         """Read an object's payload and verify it."""
-        with location.place.open(location.name) as file:
-            file.seek(location.offset)
-            done = 0
-            while done < location.size:
-                count = file.readinto(target[done : done + _READ_BYTES])
-                if not count:
-                    raise OSError(f"{location.path} ends {location.size - done} bytes too early")
-                done += count
-        if zlib.crc32(target[: location.size]) != location.checksum:
-            raise OSError(f"{location.path}: wrong checksum at offset {location.offset}")
+        with target[: location.size] as payload:
+            _read_blocks(location, 0, payload)
 
     @staticmethod
-    def read_part(location: Spilled, offset: int, length: int) -> bytes:
-        """A piece of an object's payload, unverified: for streams to other nodes."""
-        with location.place.open(location.name) as file:
-            file.seek(location.offset + offset)
-            data = file.read(max(0, min(length, location.size - offset)))
-        return data or b""
+    def read_part(location: Spilled, offset: int, length: int) -> memoryview:
+        """A piece of an object's payload, verified: for streams to other nodes."""
+        end = min(offset + length, location.size)
+        first = offset // BLOCK_BYTES
+        start = first * BLOCK_BYTES
+        whole = min(-(-end // BLOCK_BYTES) * BLOCK_BYTES, location.size)
+        blocks = memoryview(bytearray(max(0, whole - start)))
+        _read_blocks(location, first, blocks)
+        return blocks[offset - start : end - start]
 
     # ---- loop's thread: index ----
 
@@ -241,3 +239,33 @@ class SpillFiles:
         self._users.clear()
         if self._place is not None:
             self._place.remove_all()
+
+
+def _blocks(view: memoryview) -> list[memoryview]:
+    """A payload in the pieces that have a checksum each."""
+    return [view[at : at + BLOCK_BYTES] for at in range(0, len(view), BLOCK_BYTES)]
+
+
+def _read_blocks(location: Spilled, first: int, target: memoryview) -> None:
+    """Fill `target` with blocks from number `first` on. OSError for a short file or a wrong checksum.
+
+    No view of `target` outlives this call, also not in an error's traceback: the memory may be given back.
+    """
+    with location.place.open(location.name) as file:
+        file.seek(location.offset + first * BLOCK_BYTES)
+        for number, at in enumerate(range(0, len(target), BLOCK_BYTES), first):
+            with target[at : at + BLOCK_BYTES] as block:
+                _fill(file, block, location.path)
+                if zlib.crc32(block) != location.checksums[number]:
+                    raise OSError(f"{location.path}: wrong checksum, the data at offset "
+                                  f"{location.offset + number * BLOCK_BYTES} is damaged")
+
+
+def _fill(file: Any, block: memoryview, path: str) -> None:
+    done = 0
+    while done < len(block):
+        with block[done:] as rest:
+            count = file.readinto(rest)
+        if not count:
+            raise OSError(f"{path} ends {len(block) - done} bytes too early")
+        done += count

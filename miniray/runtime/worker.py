@@ -473,7 +473,7 @@ class CoreWorker:
         else:
             self.owner.await_entry(entry, Asker(self, asker))
 
-    def copy_lost(self, oid: bytes, node: bytes, teller: Address | None = None) -> None:
+    def copy_lost(self, oid: bytes, node: bytes, teller: Address | None = None, why: str = "") -> None:
         """A copy that should be on `node` is not there: another one, or run its task again."""
         owner = self.owner
         if owner.location_removed(time.monotonic(), oid, node):
@@ -482,7 +482,7 @@ class CoreWorker:
             refusal = owner.rebuild(time.monotonic(), entry)
             if refusal is not None:
                 entry.state = FAILED
-                entry.value = not_rebuilt(refusal, oid, node)
+                entry.value = not_rebuilt(refusal, oid, node, why)
         if teller is not None:
             self.answer(teller, oid)
 

@@ -9,7 +9,7 @@ import pytest
 from miniray._proto import common_pb2 as common
 from miniray._proto import worker_pb2
 from miniray.core.contract import Stories
-from miniray.core.memory import ROOM_WAIT_S, SPILL_BATCH_BYTES, Memory
+from miniray.core.memory import DISK_RETRY_S, ROOM_WAIT_S, SPILL_BATCH_BYTES, Memory
 from miniray.core.node_effects import (
     DeleteObjects,
     DropSpilled,
@@ -288,3 +288,66 @@ def test_the_end_of_an_owner_frees_what_it_owned() -> None:
     store.memory.owner_gone(0.0, *OWNER)
     store.run()
     assert list(store.objects) == [other]
+
+
+def spilled(store: Store, number: int, mib: int) -> bytes:
+    """An object that was written to disk to make room."""
+    object_id = store.put(number, mib)
+    store.memory.object_sealed(object_id, mib * MIB, OWNER)
+    store.ask(store.capacity // MIB - mib + 1)
+    assert store.spilled[-1] == object_id
+    return object_id
+
+
+def test_a_copy_that_cannot_be_read_back_is_none_and_its_owner_hears() -> None:
+    store = Store()
+    object_id = spilled(store, 1, 90)
+    heard: list[Any] = []
+    store.memory.restore(0.0, object_id, lambda at, failure: heard.append(failure))
+    (restore,) = store.run()
+    assert isinstance(restore, RestoreObject)
+    failure = common.Failure(kind=common.OBJECT_LOST, message="wrong checksum")
+    store.memory.object_restored(0.0, object_id, failure)
+    dropped, told = store.run()
+    assert dropped == DropSpilled([object_id])
+    assert told.message.location.removed and told.message.location.reason == "wrong checksum"
+    assert heard == [failure] and not store.memory.is_spilled(object_id)
+
+
+def test_a_copy_that_was_found_damaged_by_another_reader_goes_once() -> None:
+    store = Store()
+    object_id = spilled(store, 1, 90)
+    for _ in range(2):
+        store.memory.copy_damaged(0.0, object_id, "wrong checksum")
+    assert len(store.run()) == 2
+
+
+def test_no_more_is_written_than_the_limit_allows() -> None:
+    store = Store()
+    store.memory.spill_limit = 50 * MIB
+    store.put(1, 40)
+    store.put(2, 40)
+    store.ask(30)
+    assert store.spilled == [oid(1)] and store.replies[-1].failure.kind == common.ERROR_NONE
+    store.put(3, 55)
+    store.ask(40, request_id=2)
+    assert store.replies[-1].failure.kind == common.OUT_OF_DISK
+    assert "10.0 MiB are left of the 50.0" in store.replies[-1].failure.message
+    store.memory.objects_freed(0.0, [oid(1)])
+    store.run()
+    store.ask(40, request_id=3)
+    assert store.spilled == [oid(1), oid(2)] and store.replies[-1].failure.kind == common.ERROR_NONE
+
+
+def test_a_disk_that_was_full_is_tried_again_after_a_while() -> None:
+    store = Store()
+    store.put(1, 90)
+    store.disk_full = True
+    store.ask(50)
+    assert store.replies[-1].failure.kind == common.OUT_OF_DISK
+    store.disk_full = False
+    store.ask(50, request_id=2)
+    assert store.replies[-1].failure.kind == common.OUT_OF_DISK, "not yet"
+    store.now += DISK_RETRY_S
+    store.ask(50, request_id=3)
+    assert store.spilled == [oid(1)] and store.replies[-1].failure.kind == common.ERROR_NONE

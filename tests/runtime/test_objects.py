@@ -25,7 +25,7 @@ from miniray.runtime.bulk import BulkReader, BulkServer
 from miniray.runtime.cluster_links import _fill
 from miniray.runtime.landing import Landing
 from miniray.runtime.objects import CHUNK_BYTES, Begin, Objects
-from miniray.runtime.spill import SpillFiles
+from miniray.runtime.spill import BLOCK_BYTES, SpillFiles
 
 MIB = 1 << 20
 STORE_BYTES = 64 * MIB
@@ -43,7 +43,7 @@ class Place:
         self.node = Node(common.NodeInfo(node_id=name * 28), random.Random(0), store_bytes=capacity)
         self.heard: list[tuple[Any, ...]] = []
         self.news = asyncio.Event()
-        for stimulus in ("objects_spilled", "object_restored", "fetch_ended"):
+        for stimulus in ("objects_spilled", "object_restored", "fetch_ended", "copy_damaged"):
             setattr(self.node, stimulus, lambda *args, _name=stimulus: self._heard(_name, *args[1:]))
         self.objects = Objects(self.store, self.node, str(directory / name.decode()), lambda: None)
 
@@ -61,6 +61,15 @@ class Place:
     def put(self, number: int, data: bytes) -> bytes:
         self.store.put(oid(number), [data])
         return oid(number)
+
+    def damage(self, number: int) -> str:
+        """Change a bit of an object on disk. Returns the file."""
+        location = self.objects._files.location(oid(number))
+        assert location is not None
+        content = bytearray(Path(location.path).read_bytes())
+        content[location.offset + location.size - 1] ^= 1
+        Path(location.path).write_bytes(content)
+        return location.path
 
     def read(self, object_id: bytes) -> bytes | None:
         buffer = self.store.get(object_id)
@@ -232,6 +241,31 @@ async def test_a_spilled_object_is_served_from_its_file(wired: tuple[Place, Plac
     here.objects.start_fetch(StartFetch(oid(1), there.node.node_id))
     assert (await here.next())[4] is None
     assert here.read(oid(1)) == content and there.store.stats()["used"] == 0
+
+
+async def test_a_damaged_file_is_not_served_and_the_next_attempt_says_why(wired: tuple[Place, Place]) -> None:
+    here, there = wired
+    there.put(1, os.urandom(BLOCK_BYTES + 100))
+    there.objects.spill(SpillObjects(1, [oid(1)]))
+    await there.next()
+    path = there.damage(1)
+    here.objects.start_fetch(StartFetch(oid(1), there.node.node_id))
+    assert (await here.next())[4].kind == common.NODE_DIED, "the stream broke"
+    name, object_id, why = await there.next()
+    assert (name, object_id) == ("copy_damaged", oid(1)) and path in why
+    there.objects.drop_spilled(DropSpilled([oid(1)]))
+    here.objects.start_fetch(StartFetch(oid(1), there.node.node_id))
+    failure = (await here.next())[4]
+    assert failure.kind == common.NOT_FOUND and failure.message == why
+    assert here.store.stats()["objects"] == 0
+
+
+def test_a_part_of_a_spilled_object_is_read_across_blocks(tmp_path: Path) -> None:
+    files = SpillFiles(str(tmp_path / "spill"))
+    content = os.urandom(3 * BLOCK_BYTES + 17)
+    location = files.write([(oid(1), content)])[oid(1)]
+    for offset, length in ((0, 10), (BLOCK_BYTES - 5, 10), (5, 2 * BLOCK_BYTES), (3 * BLOCK_BYTES, 1000)):
+        assert files.read_part(location, offset, length) == content[offset : offset + length]
 
 
 async def test_fetches_that_fail_say_why_and_leave_nothing(wired: tuple[Place, Place]) -> None:

@@ -240,6 +240,56 @@ while os.path.isdir(spilled) and os.listdir(spilled):
     assert ended.returncode == 0, ended.stderr
 
 
+@pytest.mark.parametrize("damage", ["a bit", "the end", "the file"])
+def test_a_damaged_file_concerns_the_objects_in_it_and_nothing_else(damage: str) -> None:
+    """What a task made is made again; what was put is lost, and the error names the file."""
+    code = """
+        import glob
+        import numpy as np
+
+        ray.init(num_cpus=2, object_store_memory=80 << 20, configure_logging=False)
+
+        @ray.remote
+        def make(number):
+            return np.full(2_000_000, number)
+
+        refs = [ray.put(np.full(2_000_000, number)) for number in range(4)]
+        refs += [make.remote(number) for number in range(4, 8)]
+        ray.wait(refs, num_returns=len(refs))
+        from miniray import session
+        directory = session._daemon.session_dir
+        say(ready=True)
+        input()
+        files = glob.glob(directory + "/spill/*.spill")
+        for path in files:
+            if sys.argv[1] == "the file":
+                os.unlink(path)
+            elif sys.argv[1] == "the end":
+                os.truncate(path, 100)
+            else:
+                with open(path, "r+b") as file:
+                    for at in range(1000, os.path.getsize(path), 1_000_000):
+                        file.seek(at)
+                        file.write(b"?")
+        right, errors = 0, []
+        for number, ref in enumerate(refs):
+            try:
+                right += int(ray.get(ref, timeout=60)[-1]) == number
+            except ray.exceptions.ObjectLostError as error:
+                errors.append(str(error))
+        say(files=len(files), right=right, errors=errors)
+        del ref, refs
+        say(more=int(ray.get(make.remote(9), timeout=60)[0]))
+    """
+    with Script(code.replace("sys.argv[1]", repr(damage))) as driver:
+        driver.hear()
+        driver.go_on()
+        said = driver.hear()
+        assert said["files"] and said["right"] >= 4 and said["right"] + len(said["errors"]) == 8
+        assert said["errors"] and all(".spill" in text and "made by put()" in text for text in said["errors"])
+        assert driver.hear()["more"] == 9
+
+
 def test_an_object_that_can_never_fit_is_an_error_with_figures() -> None:
     ended = run(FULL + """
 try:
