@@ -22,7 +22,7 @@ from .wires import Proxy
 MIB = 1 << 20
 STORE_BYTES = 80 * MIB
 DISK_BYTES = 256 * MIB
-START_WITHIN_S = 60.0
+launch.READY_WITHIN_S = 120.0     # the machine may be as busy as it likes
 
 
 class Disk:

@@ -28,7 +28,7 @@ from miniray.runtime.daemon import HeadOptions, NodeOptions
 from . import watch
 from .cluster import die_with_parent
 
-WITHIN_S = 10.0
+WITHIN_S = 20.0
 """For everything to be gone; on a quiet machine it takes a tenth of a second."""
 GO_ON_WITHIN_S = 120.0
 START_S = 2.5
@@ -72,7 +72,7 @@ class Trial:
             found[:] = self.candidates(kind)
             return bool(found)
 
-        if not watch.wait_for(there, WITHIN_S):
+        if not watch.wait_for(there, GO_ON_WITHIN_S):
             return False
         return agent.signal_process(self.rng.choice(found), signal.SIGKILL)
 

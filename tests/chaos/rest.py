@@ -20,7 +20,7 @@ def unrest(cluster: Cluster) -> list[str]:
             continue
         for name, total in node.total.amounts.items():
             free = node.available.amounts.get(name, 0)
-            if free != total:
+            if free != total and name != "object_store_memory":
                 found.append(f"{(total - free) / 10_000:g} {name} of {node.node_id.hex()[:8]} in use")
     for disk in cluster.disks:
         found += [f"{path} on disk" for path in disk.path.rglob("*.spill")]
@@ -46,8 +46,8 @@ def stores(cluster: Cluster) -> list[str]:
     found = []
     for node in cluster.nodes:
         ray.init(node.session_dir, configure_logging=False, log_to_driver=False)
-        used = api.connected_worker().store.stats()["used"]
+        left = api.connected_worker().store.list()
         ray.shutdown()
-        if used:
-            found.append(f"{used} bytes in the store of node {node.index}")
+        found += [f"object {oid.hex()} ({size} bytes, {state}) in the store of node {node.index}"
+                  for oid, size, state, _, _ in left]
     return found
