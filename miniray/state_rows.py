@@ -84,6 +84,7 @@ def task_row(row: gcs.TaskRow) -> Row:
         dependencies=[task.hex() for task in row.dependencies],
         node_id=row.node_id.hex() or None,
         worker_id=row.worker_id.hex() or None,
+        worker_pid=row.pid or None,
         error_type=(kind if separator else "TASK_EXECUTION_EXCEPTION") if failed else None,
         error_message=(text if separator else row.error) or None,
         creation_time_ms=_milliseconds(row.submitted_at),

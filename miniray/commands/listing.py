@@ -1,4 +1,4 @@
-"""`miniray list tasks|actors|nodes|jobs`: rows of the head's tables, as a table or as JSON."""
+"""`miniray list tasks|actors|objects|workers|nodes|jobs`: a table, or JSON."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from miniray.commands import tables
 from miniray.commands.cluster_client import Request, connect
 from miniray.commands.status import ADDRESS, STATES
 
+CENSUS_S = 10.0
+"""Processes that have not answered by then are left out."""
+
 JOB_STATES = ("running", "finished", "failed")
 
 
 @click.command(name="list")
-@click.argument("what", type=click.Choice(["tasks", "actors", "nodes", "jobs"]))
+@click.argument("what", type=click.Choice(["tasks", "actors", "objects", "workers", "nodes", "jobs"]))
 @ADDRESS
 @click.option("--limit", default=100, show_default=True, help="Rows shown at most.")
 @click.option("--state", help="Only rows in this state.")
 @click.option("--json", "as_json", is_flag=True, help="JSON, one array.")
 def listing(what: str, address: str | None, limit: int, state: str | None, as_json: bool) -> None:
-    """List tasks, actors, nodes or jobs."""
+    """List tasks, actors, objects, workers, nodes or jobs."""
     header, ask = TABLES[what]
     with connect(address) as (request, _where):
         found = ask(request, limit)
@@ -42,17 +45,16 @@ Row = tuple[object, ...]
 
 
 def tasks(request: Request, limit: int) -> list[Row]:
-    """Newest first."""
-    from miniray._proto import gcs_pb2
+    """Newest last; what runs and waits, too."""
+    from miniray.runtime import census
 
-    reply = request("task_query", gcs_pb2.TaskQuery(limit=limit)).tasks
     return [
         (
             task.task_id, task.name, task.state, task.kind, task.attempt, task.node_id, task.worker_id,
             tables.duration(task.ended_at - task.started_at) if task.ended_at and task.started_at else "",
             task.error.splitlines()[-1] if task.error else "",
         )
-        for task in reply.tasks
+        for task in census.tasks(request, limit, CENSUS_S)
     ]  # fmt: skip
 
 
@@ -100,10 +102,45 @@ def jobs(request: Request, _limit: int) -> list[Row]:
     ]  # fmt: skip
 
 
+def workers(request: Request, _limit: int) -> list[Row]:
+    """Worker processes and drivers, those that ended lately with the cause."""
+    from miniray._proto import gcs_pb2
+
+    return [
+        (
+            row.address.worker_id, "driver" if row.is_driver else "worker",
+            "alive" if row.is_alive else "dead", row.pid, row.address.node_id, row.job_id,
+            tables.duration(row.started_ago_s) if row.is_alive else "", row.end.message,
+        )
+        for row in _census(request, gcs_pb2.CensusQuery.WORKERS, 0).workers
+    ]  # fmt: skip
+
+
+def objects(request: Request, limit: int) -> list[Row]:
+    """Objects, once for each process that owns or borrows one."""
+    from miniray._proto import gcs_pb2
+
+    return [
+        (
+            row.object_id, row.state, tables.size(row.size), row.pid, row.references, row.pins,
+            " ".join(node_id.hex()[:16] for node_id in row.locations),
+        )
+        for row in _census(request, gcs_pb2.CensusQuery.OBJECTS, limit).objects
+    ]  # fmt: skip
+
+
+def _census(request: Request, kind: Any, limit: int) -> Any:
+    from miniray.runtime import census
+
+    return census.take(lambda query: request("census", query).census, kind, limit, CENSUS_S)
+
+
 TABLES: dict[str, tuple[tuple[str, ...], Callable[[Request, int], list[Row]]]] = {
     "tasks": (("task", "name", "state", "kind", "attempt", "node", "worker", "took", "error"), tasks),
     "actors": (("actor", "class", "name", "state", "pid", "node", "restarts", "reason"), actors),
     "nodes": (("node", "name", "host", "state", "offers", "up", "reason"), nodes),
+    "workers": (("worker", "kind", "state", "pid", "node", "job", "up", "reason"), workers),
+    "objects": (("object", "state", "size", "pid", "references", "pins", "copies"), objects),
     "jobs": (("job", "state", "pid", "namespace", "age", "entrypoint"), jobs),
 }
 

@@ -28,6 +28,7 @@ from typing import Any
 from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core.actors import Actors
+from miniray.core.census import HeadCensus
 from miniray.core.desk import Answer, Desk, short
 from miniray.core.events import TYPICAL_ROW_BYTES, EventStore
 from miniray.core.explain import Questions
@@ -77,6 +78,7 @@ class Head:
         self.events = EventStore(options.task_events_kept * TYPICAL_ROW_BYTES)
         self.requests = Requests(self)
         self.questions = Questions(self)
+        self.census = HeadCensus(self)
         self.started_at = 0.0
         self.early_failures: dict[bytes, gcs.WorkerFailed] = {}
         """Ends of workers reported soon after the start: not every node has subscribed again by then."""
@@ -219,6 +221,9 @@ class Head:
     def _on_task_events(self, now: float, member: Member, message: gcs.TaskEventBatch) -> None:
         self.events.arrived(message)
 
+    def _on_counted(self, now: float, member: Member, message: gcs.CensusPart) -> None:
+        self.census.counted(member.info.node_id, message)
+
     def _on_bundle_reply(self, now: float, member: Member, message: gcs.BundleReply) -> None:
         self.placement.replied(now, member.info.node_id, message)
         self.actors.queue.freed()
@@ -319,4 +324,5 @@ _NODE_HANDLERS: dict[str, Callable[[Head, float, Member, Any], None]] = {
     "task_events": Head._on_task_events,
     "bundle_reply": Head._on_bundle_reply,
     "leaving": Head._on_leaving,
+    "counted": Head._on_counted,
 }

@@ -26,6 +26,7 @@ from miniray._proto import common_pb2 as common
 from miniray._proto import gcs_pb2, raylet_pb2, worker_pb2
 from miniray.core import resources
 from miniray.core.bridge import Bridge
+from miniray.core.census import NodeCensus
 from miniray.core.contract import HEAD, Send, Stories
 from miniray.core.guard import Guard
 from miniray.core.hosting import Hosting
@@ -62,6 +63,7 @@ class Node:
         self.out: list[Any] = []
         self.stories = Stories()
         self.residents = Residents(self)
+        self.census = NodeCensus(self)
         self.resources = NodeResources(resources.from_map(info.total))
         total, available = self.resources.total, self.resources.available
         self.view: dict[bytes, NodeView] = {
@@ -212,6 +214,8 @@ class Node:
             self.drain_requested(now, message.drain.deadline_s, message.drain.reason)
         elif kind == "job_ended":
             self.residents.job_ended(now, message.job_ended.job_id)
+        elif kind == "census":
+            self.census.asked(now, message.census)
 
     def _published(self, now: float, publication: gcs_pb2.Publication) -> None:
         mine = self.bridge.published(publication)

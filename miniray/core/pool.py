@@ -83,6 +83,7 @@ class Worker:
     current_task: str = ""
     out_of_memory: bool = False
     """The memory guard ended it."""
+    registered_at: float = 0.0
     assigned_job: bytes = b""
     """The job whose `AssignJob` it has been sent."""
 
@@ -155,13 +156,15 @@ class Pool:
     def worker_registered(self, now: float, worker_id: bytes, token: bytes, pid: int, slot: int) -> int:
         """A process that we started is up. Returns the grant that gets it, 0 for none."""
         entry = self.starting.pop(token)
-        worker = Worker(worker_id, pid, entry.key, IDLE, client_slot=slot, idle_since=now)
+        worker = Worker(
+            worker_id, pid, entry.key, IDLE, client_slot=slot, idle_since=now, registered_at=now
+        )
         self.workers[worker_id] = worker
         return self._offer(now, worker)
 
-    def driver_registered(self, worker_id: bytes, pid: int, slot: int) -> Worker:
+    def driver_registered(self, now: float, worker_id: bytes, pid: int, slot: int) -> Worker:
         """A driver is a client that is never leased."""
-        worker = Worker(worker_id, pid, FOR_ANYTHING, DRIVER, client_slot=slot)
+        worker = Worker(worker_id, pid, FOR_ANYTHING, DRIVER, client_slot=slot, registered_at=now)
         self.workers[worker_id] = worker
         return worker
 

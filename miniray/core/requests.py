@@ -197,6 +197,9 @@ class Requests:
             return gcs.ControlReply()
         return gcs.ControlReply(explanation=self._head.questions.asked(now, query))
 
+    def _do_census(self, now: float, request: gcs.ControlRequest, node_id: bytes) -> gcs.ControlReply:
+        return gcs.ControlReply(census=self._head.census.asked(request.census))
+
     def _do_drain(self, now: float, request: gcs.ControlRequest, node_id: bytes) -> gcs.ControlReply:
         wanted = request.drain
         if not self._head.members.drain(now, wanted.node_id, wanted.deadline_s, wanted.reason):
@@ -246,5 +249,6 @@ _REQUEST_HANDLERS: dict[str, Callable[[Requests, float, gcs.ControlRequest, byte
     "task_query": Requests._do_task_query,
     "drain": Requests._do_drain,
     "explain": Requests._do_explain,
+    "census": Requests._do_census,
     "status": Requests._do_status,
 }

@@ -75,7 +75,7 @@ class Residents:
 
     def _driver_registered(self, now: float, worker_id: bytes, pid: int, client_slot: int,
                            register: worker_pb2.Register) -> None:
-        worker = self.node.pool.driver_registered(worker_id, pid, client_slot)
+        worker = self.node.pool.driver_registered(now, worker_id, pid, client_slot)
         start = gcs_pb2.JobStart()
         start.CopyFrom(register.job)
         start.driver.node_id, start.driver.worker_id = self.node.node_id, worker_id
@@ -117,6 +117,7 @@ class Residents:
         self.node.transfer.client_gone(now, worker_id)
         self.node.memory.client_gone(worker_id)
         self.node.bridge.client_gone(worker_id)
+        self.node.census.client_gone(worker_id)
         self.node.relay.client_gone(worker_id, failure, worker.intended)
         self.node.memory.owner_gone(now, self.node.node_id, worker_id)
         address = common.Address(node_id=self.node.node_id, worker_id=worker_id)

@@ -48,7 +48,7 @@ class _Call:
         self.frame = frame
         self.context = TaskContext(tid, "", attempt, tid[8:], executor.assignment)
         self.task: Any = None
-        self.started = False
+        self.started = 0        # when its code began: perf_counter_ns
 
 
 class ThreadedActor:
@@ -90,13 +90,17 @@ class ThreadedActor:
             del self._queued[(peer, call)]
             executor._reply(peer, call, 0, 1, [executor.cancelled(b"")], [])
 
+    def running(self) -> list[tuple[TaskContext, float]]:
+        """What runs, and since when (monotonic seconds)."""
+        return [(call.context, call.started / 1e9) for call in list(self._running.values())]
+
     def _run(self, call: _Call) -> None:
         executor = self._executor
         key = (call.peer, call.call)
         self._running[key] = call
         self._queued.pop(key, None)
         token = CURRENT.set(call.context)
-        started = time.perf_counter_ns()
+        call.started = started = time.perf_counter_ns()
         held: list[ObjectEntry] = []
         restored = values.begin_restoring()
         function = None
@@ -180,6 +184,10 @@ class AsyncActor:
         group = self._executor.function(peer, call.number).group if self._grouped else ""
         (self._groups.get(group) or self._groups[""]).submit(call)
 
+    def running(self) -> list[tuple[TaskContext, float]]:
+        """What runs, and since when (monotonic seconds)."""
+        return [one for loop in self._groups.values() for one in loop.running()]
+
     def cancel(self, peer: Peer, call: int, recursive: bool) -> None:
         """Cancel a coroutine, started or not. Under the lock."""
         for loop in self._groups.values():
@@ -241,6 +249,11 @@ class _Loop:
             self._telling = True
             self.loop.call_soon(self._tell)    # behind what is ready to run now
 
+    def running(self) -> list[tuple[TaskContext, float]]:
+        """What has begun and not ended. Any thread."""
+        begun = [call for call in list(self._running.values()) if call.started]
+        return [(call.context, call.started / 1e9) for call in begun]
+
     def _tell(self) -> None:
         self._telling = False
         self._executor.tell()
@@ -262,8 +275,7 @@ class _Loop:
 
     async def _run(self, call: _Call) -> None:
         executor = self._executor
-        call.started = True
-        started = time.perf_counter_ns()
+        call.started = started = time.perf_counter_ns()
         held: list[ObjectEntry] = []
         restored: list[ObjectEntry] = []
         function = None

@@ -209,6 +209,11 @@ class Control:
         if self.worker.callbacks:
             self.worker.run_callbacks()
 
+    def _census(self, message: gcs.CensusQuery) -> None:
+        from miniray.runtime import census
+
+        census.answer(self.worker, message)
+
     def _publication(self, message: gcs.Publication) -> None:
         for key in (message.key, b""):
             for callback in list(self._subscriptions.get((message.channel, key), ())):
@@ -238,4 +243,5 @@ _MESSAGES: dict[str | None, Callable[[Control, Any], None]] = {
     "control": lambda control, m: control._answered(m.request_id, m),
     "publication": Control._publication,
     "location": Control._location,
+    "census": Control._census,
 }

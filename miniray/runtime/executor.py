@@ -138,6 +138,13 @@ class Executor(TaskHost):
                 return
         self.worker.raylet.send(wire.ToRaylet(blocked=wire.WorkerBlocked(blocked=False)))
 
+    def under_way(self) -> list[tuple[TaskContext, float]]:
+        """What runs, and since when (monotonic seconds)."""
+        if self.concurrency is not None:
+            return self.concurrency.running()  # type: ignore[no-any-return]
+        running, since = self.running, self.running_since
+        return [(running[2], since)] if running is not None else []
+
     def tick(self, now: float) -> None:
         """Called by the drainer: do not let replies or tasks wait behind a long task."""
         if self._quiet:

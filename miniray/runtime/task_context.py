@@ -126,6 +126,10 @@ class TaskHost:
         context = CURRENT.get()
         return context.task_id if context is not None else self.worker.default_task
 
+    def under_way(self) -> list[tuple[TaskContext, float]]:
+        """What runs in this process, and since when (monotonic seconds)."""
+        return []
+
     def context(self) -> TaskContext | None:
         """What runs, or None outside of tasks."""
         return CURRENT.get()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import threading
 import time
 
@@ -200,13 +201,75 @@ def test_state_of_actors(wait_until):
 def test_state_of_tasks(wait_until):
     ref = square.options(name="a name of its own").remote(3)
     ray.get(ref)
-    mine = [("name", "=", "a name of its own")]
-    wait_until(lambda: [row.state for row in state.list_tasks(filters=mine)] == ["FINISHED"])
-    [row] = state.list_tasks(filters=mine)
+    [row] = state.list_tasks(filters=[("name", "=", "a name of its own")])
+    assert row.state == "FINISHED"
     assert row.task_id == ref.task_id().hex()
     assert row.node_id == ray.get_runtime_context().get_node_id()
     assert row.start_time_ms >= row.creation_time_ms
-    assert state.summarize_tasks()["cluster"]["total"] >= 1
+    assert state.summarize_tasks()["cluster"]["total_tasks"] >= 1
+
+
+def states(name):
+    return sorted((row.state, row.worker_pid or 0) for row in state.list_tasks(filters=[("name", "=", name)]))
+
+
+def test_state_of_tasks_that_run_and_wait(wait_until, tmp_path):
+    done = tmp_path / "done"
+
+    @ray.remote(num_cpus=0)
+    def hold():
+        while not done.exists():
+            time.sleep(0.01)
+        return os.getpid()
+
+    @ray.remote(num_cpus=0)
+    class Server:
+        async def serve(self):
+            while not done.exists():
+                await asyncio.sleep(0.01)
+            return os.getpid()
+
+    server = Server.remote()
+    try:
+        held, served = hold.remote(), server.serve.remote()
+        behind = square.options(name="behind").remote(hold.options(name="before").remote())
+        both = ["RUNNING", "RUNNING"]
+        wait_until(lambda: [one for one, _ in states("hold") + states("Server.serve")] == both)
+        assert states("behind") == [("PENDING_ARGS_AVAIL", 0)]
+        assert [one for one, _ in states("Server.__init__")] == ["FINISHED"]
+        running = {pid for _, pid in states("hold") + states("Server.serve")}
+        assert [row.state for row in state.get_objects(held.hex())] == ["PENDING"]
+    finally:
+        done.touch()
+    assert running == {ray.get(held), ray.get(served)}
+    ray.get(behind)
+    assert [one for one, _ in states("hold")] == ["FINISHED"]
+
+
+def test_state_of_objects_names_each_process_that_holds_one():
+    @ray.remote
+    def pids(refs):
+        rows = state.get_objects(refs[0].hex())
+        return os.getpid(), sorted(row.pid for row in rows), {row.type for row in rows}
+
+    ref = ray.put(b"x" * 200_000)
+    there, holders, kinds = ray.get(pids.remote([ref]))
+    assert holders == sorted([os.getpid(), there]) and kinds == {"DRIVER", "WORKER"}
+    [row] = [row for row in state.get_objects(ref.hex()) if row.type == "DRIVER"]
+    assert row.object_size >= 200_000 and row.reference_type == "LOCAL_REFERENCE"
+    assert state.summarize_objects()["cluster"]["total_size_mb"] > 0.19
+
+
+def test_state_of_workers_knows_those_that_ended(wait_until):
+    @ray.remote(max_retries=0)
+    def die():
+        os._exit(3)
+
+    with pytest.raises(ray.exceptions.WorkerCrashedError):
+        ray.get(die.remote())
+    assert any(row.is_alive and row.pid == os.getpid() for row in state.list_workers(limit=1000))
+    dead = [("is_alive", "=", False), ("exit_type", "=", "SYSTEM_ERROR")]
+    wait_until(lambda: any("exit status 3" in row.exit_detail for row in state.list_workers(filters=dead)))
 
 
 def test_state_of_nodes_jobs_and_workers():

@@ -1,0 +1,7 @@
+"""What the state API raises."""
+
+from __future__ import annotations
+
+
+class RayStateApiException(Exception):
+    """A list would be incomplete: somebody who should have answered has not."""
