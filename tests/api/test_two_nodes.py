@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -59,3 +61,37 @@ def test_tasks_whose_arguments_fit_only_one_at_a_time_all_run(ray_start_cluster)
     with pytest.raises(ray.exceptions.ObjectStoreFullError):
         ray.get(total.remote(*too_much), timeout=100)
     assert ray.get(total.remote(too_much[0]), timeout=100) == 0, "nothing was lost"
+
+
+def test_the_state_of_the_whole_cluster_is_asked_for_on_every_node(ray_start_cluster, wait_until, tmp_path):
+    from miniray.util import state
+
+    cluster = ray_start_cluster
+    cluster.add_node(num_cpus=1)
+    ray.init(cluster.address)
+    far = cluster.add_node(num_cpus=1, resources={"far": 2})
+    done = tmp_path / "done"
+
+    @ray.remote(num_cpus=0)
+    def inner():
+        while not done.exists():
+            time.sleep(0.01)
+
+    @ray.remote(resources={"far": 1})
+    def outer():
+        ray.get(inner.options(resources={"far": 1}).remote())
+
+    def running():
+        rows = state.list_tasks(filters=[("state", "=", "RUNNING")])
+        return {row.name: row.node_id for row in rows if row.worker_pid}
+
+    try:
+        ref = outer.remote()
+        wait_until(lambda: running() == {"outer": far.node_id, "inner": far.node_id})
+        pids = {row.pid for row in state.list_workers(filters=[("node_id", "=", far.node_id)])}
+        assert {row.worker_pid for row in state.list_tasks()} <= pids
+        sent = [("task_status", "=", "SUBMITTED_TO_WORKER")]
+        assert len({row.pid for row in state.list_objects(filters=sent)}) == 2, "the driver's reference, and that of the task on the other node"
+    finally:
+        done.touch()
+    ray.get(ref)

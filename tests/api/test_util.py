@@ -225,7 +225,7 @@ def test_state_of_tasks_that_run_and_wait(wait_until, tmp_path):
     @ray.remote(num_cpus=0)
     class Server:
         async def serve(self):
-            while not done.exists():
+            while not done.exists():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             return os.getpid()
 
