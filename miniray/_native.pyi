@@ -345,5 +345,8 @@ def set_pdeathsig(sig: int) -> None:
 def set_subreaper(on: bool = True) -> None:
     """Orphaned descendants become children of this process."""
 
+def set_process_title(title: str) -> None:
+    """The command line that others see of this process, cut to the room its arguments had."""
+
 def set_process_name(name: str) -> None:
     """The name shown by ps and top (15 bytes)."""

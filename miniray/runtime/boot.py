@@ -13,6 +13,9 @@ import os
 import sys
 from types import ModuleType
 
+ROOM_FOR_TITLES = " " * 160
+"""The last argument of a process whose forks write longer titles over its command line."""
+
 
 def enter_bare_package() -> None:
     """Make `miniray.…` importable without its `__init__`."""

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from miniray._native import set_process_title
 from miniray._proto import common_pb2 as pb
 from miniray.core.directory import ObjectEntry
 from miniray.core.owner import Result
@@ -107,6 +108,7 @@ class ThreadedActor:
         leaving = False
         try:
             function = executor.function(call.peer, call.number)
+            set_process_title(function.title)
             call.context.name = function.name
             call.context.function = function
             args, kwargs = executor.decode(call.peer, call.frame, call.flags, held)
@@ -124,6 +126,8 @@ class ThreadedActor:
             del error
         finally:
             del self._running[key]
+            if not self._running:
+                set_process_title(executor.title)
             CURRENT.reset(token)
             values.end_restoring(restored)
         finish(executor, call, results, held, restored, started)
@@ -239,6 +243,8 @@ class _Loop:
         Not while others run, which may be slower and hold the loop up.
         """
         del self._running[(call.peer, call.call)]
+        if not self._running:
+            set_process_title(self._executor.title)
         kind = (call.peer, call.number)
         left = self._kinds[kind] = self._kinds[kind] - 1
         if not left:
@@ -283,6 +289,7 @@ class _Loop:
         CURRENT.set(call.context)
         try:
             function = executor.function(call.peer, call.number)
+            set_process_title(function.title)
             call.context.name = function.name
             call.context.function = function
             async with self._limit:

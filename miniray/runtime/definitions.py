@@ -64,6 +64,7 @@ def method_definition(template: MethodTemplate) -> bytes:
     """What an actor's process needs to know of a method, once per channel."""
     about = {
         "name": template.name,
+        "title": getattr(template, "label", ""),
         "group": template.concurrency_group,
         "backpressure": template.generator_backpressure,
     }

@@ -26,6 +26,7 @@ from collections.abc import Generator
 from types import GeneratorType
 from typing import Any
 
+from miniray._native import set_process_name, set_process_title
 from miniray._proto import common_pb2 as pb
 from miniray._proto import worker_pb2 as wire
 from miniray.core import ids
@@ -90,6 +91,8 @@ class Executor(TaskHost):
         super().__init__(worker)
         self.queue: deque[tuple[Any, bytes]] = deque()
         self.work = Work()
+        self.title = "ray::IDLE"
+        """What `ps` shows while nothing runs."""
         self.actor: Any = None
         self.actor_spec: pb.ActorSpec | None = None
         self.attempt = 0
@@ -266,6 +269,7 @@ class Executor(TaskHost):
                 if queue or self._start is not None or self._exit is not None:
                     continue
                 work.remaining = 1
+            set_process_title(self.title)
             worker.pump.wait(work, None)
 
     def _run_hook(self) -> None:
@@ -289,6 +293,7 @@ class Executor(TaskHost):
         function: Function | None = None
         try:
             function = self.function(peer, number)
+            set_process_title(function.title)
             context.name = function.name
             context.function = function
             args, kwargs = self._arguments(peer, frame, flags, held, restored)
@@ -532,9 +537,9 @@ class Executor(TaskHost):
         self.assignment.show_devices()
         self.actor_name = spec.name
         output.is_actor(spec.class_name)
-        from miniray.runtime import agent
-
-        agent.name_process(f"ray::{spec.class_name}")
+        self.title = f"ray::{spec.class_name}"
+        set_process_name(self.title)
+        set_process_title(f"{self.title}.__init__")
         failure = calls = None
         held: list[ObjectEntry] = []
         context = TaskContext(b"", f"{spec.class_name}.__init__", 0, spec.actor_id, self.assignment)

@@ -87,6 +87,7 @@ class Launch:
         for number, descriptor in enumerate((read_options, write_ready), theirs):
             actions.append((os.POSIX_SPAWN_DUP2, descriptor, number))
             command.append(str(number))
+        command.append(boot.ROOM_FOR_TITLES)
         try:
             self._launcher = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
         finally:

@@ -138,11 +138,12 @@ class TaskHost:
 class Function:
     """A function or method that a peer calls by number."""
 
-    __slots__ = ("name", "call", "count", "max_calls", "group", "backpressure")
+    __slots__ = ("name", "title", "call", "count", "max_calls", "group", "backpressure")
 
     def __init__(self, definition: bytes, cache: dict[bytes, Any], instance: Any) -> None:
         about, body = pickle.loads(definition)
         self.name: str = about["name"]
+        self.title = f"ray::{about.get('title') or self.name}"
         self.group: str = about.get("group", "")
         self.max_calls: int = about.get("max_calls", 0)
         self.count = 0

@@ -293,7 +293,7 @@ def execute(argv: list[str], spec: dict[str, Any]) -> NoReturn:
     os.write(fd, json.dumps(spec).encode())
     os.lseek(fd, 0, os.SEEK_SET)
     os.set_inheritable(fd, True)
-    os.execvpe(argv[0], [*argv, "-m", "miniray.runtime.zygote", str(fd)], os.environ)
+    os.execvpe(argv[0], [*argv, "-m", "miniray.runtime.zygote", str(fd), boot.ROOM_FOR_TITLES], os.environ)
 
 
 def main() -> NoReturn:

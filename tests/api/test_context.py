@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import psutil
 import pytest
 
 import miniray as ray
@@ -130,3 +131,44 @@ def test_tasks_without_gpus_see_what_their_node_sees_unless_told_otherwise():
     assert ray.get(visible.remote(), timeout=30) == os.environ.get("CUDA_VISIBLE_DEVICES")
     told = {"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}}
     assert ray.get(visible.options(runtime_env=told).remote(), timeout=30) == ""
+
+
+def shown():
+    """The command line of this process, as others see it."""
+    return psutil.Process().cmdline()
+
+
+def test_a_process_is_titled_after_what_it_runs():
+    @ray.remote
+    def task():
+        return shown()
+
+    @ray.remote
+    def stream():
+        yield shown()
+
+    assert ray.get(task.remote()) == ["ray::task"]
+    assert ray.get(task.options(name="a name of its own").remote()) == ["ray::a name of its own"]
+    assert ray.get(next(stream.remote())) == ["ray::stream"]
+    assert ray.get(task.options(name="x" * 300).remote())[0].startswith("ray::" + "x" * 150)
+
+
+def test_an_actors_process_is_titled_after_its_method_and_then_its_class(wait_until):
+    class Plain:
+        def __init__(self):
+            self.at_first = shown()
+
+        def method(self):
+            return self.at_first, shown(), os.getpid()
+
+    class Asynchronous(Plain):
+        async def method(self):
+            return super().method()
+
+    kinds = [(Plain, 1), (Plain, 2), (Asynchronous, 100)]
+    for cls, width in kinds:
+        actor = ray.remote(num_cpus=0, max_concurrency=width)(cls).remote()
+        first, then, pid = ray.get(actor.method.remote())
+        assert first == [f"ray::{cls.__name__}.__init__"] and then == [f"ray::{cls.__name__}.method"]
+        wait_until(lambda: psutil.Process(pid).cmdline() == [f"ray::{cls.__name__}"])  # noqa: B023
+        ray.kill(actor)
