@@ -427,7 +427,8 @@ def check_fits(
     bundles = strategy.placement_group.bundle_specs
     for wanted, what in ((resources, "the resource request"), ({**resources, **creation}, "its creation")):
         if not any(all(fixed(bundle.get(k, 0)) >= v for k, v in wanted.items()) for bundle in bundles):
-            shown = {key: amount / UNIT for key, amount in wanted.items()}
+            amounts = {key: amount / UNIT for key, amount in wanted.items()}
+            shown = {key: int(n) if n.is_integer() else n for key, n in amounts.items()}
             raise ValueError(
                 f"Cannot schedule {name} with the placement group because {what} {shown} cannot fit into "
                 f"any bundles for the placement group, {bundles}."

@@ -112,7 +112,7 @@ const void* id_bytes(PyObject* id) {
     return nullptr;
   }
   if (PyBytes_GET_SIZE(id) == kIdSize) return PyBytes_AS_STRING(id);
-  PyErr_Format(PyExc_ValueError, "an object id has %u bytes, not %zd", kIdSize, PyBytes_GET_SIZE(id));
+  PyErr_Format(PyExc_ValueError, "an object id needs to have length %u, not %zd", kIdSize, PyBytes_GET_SIZE(id));
   return nullptr;
 }
 

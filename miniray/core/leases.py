@@ -209,9 +209,7 @@ class Leases:
         self.release(now, grant, dispatch=False)
         if worker is not None and worker.state == BUSY:
             if message.worker_exits:
-                exit_now = worker_pb2.Exit(graceful=True, reason=message.reason)
-                self.out.append(to_client(worker.worker_id, exit=exit_now))
-                self.pool.expect_exit(now, worker, message.reason or "its last task asked for it", 5.0)
+                self.pool.retire(worker, message.reason or "its last task asked for it")
             else:
                 self._hand_on(now, worker)
         self.dispatch(now)  # after the worker is free, or a process would be started in its place

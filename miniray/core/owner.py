@@ -191,7 +191,7 @@ class Owner:
         if retained:
             for oid in retained:
                 self.ownership.borrow_added(oid, remote.address)
-        if again and self.retry(now, record):
+        if again and self.retry(now, record, raised=True):
             self._stories.note(now, record.id, f"attempt {record.attempt} raised, and runs again")
             return record
         self._answered(now, record, results, remote.address)
@@ -307,8 +307,8 @@ class Owner:
             if entry.local <= 0 and entry.pins <= 0:
                 self.ownership.consider(entry)
 
-    def retry(self, now: float, record: TaskRecord) -> bool:
-        """Run it again if attempts are left; False if not."""
+    def retry(self, now: float, record: TaskRecord, raised: bool = False) -> bool:
+        """Run it again if attempts are left; False if not. `raised`: user code did, and may need time."""
         if record.retries_left == 0 or record.cancel_requested or record.done:
             return False
         if record.retries_left > 0:
@@ -319,7 +319,9 @@ class Owner:
         record.remote = None
         record.state = WAITING
         client: ActorClient | None = record.client
-        if client is None:
+        if client is None and raised and record.attempt > 1:
+            self.submission.ready_later(now, record)
+        elif client is None:
             self.submission.ready(now, record)
         elif client.state == DEAD:
             self.failed(now, record, client.failure)

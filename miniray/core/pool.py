@@ -229,6 +229,14 @@ class Pool:
         worker.reason = worker.reason or reason
         worker.kill_at = now + within_s
 
+    def retire(self, worker: Worker, reason: str) -> None:
+        """It has done its last task: no more work, and it goes when nobody needs what it owns."""
+        worker.state = ASKED
+        worker.intended = True
+        worker.reason = worker.reason or reason
+        leave = worker_pb2.Exit(graceful=True, reason=worker.reason, when_unneeded=True)
+        self.out.append(to_client(worker.worker_id, exit=leave))
+
     def worker_exited(self, now: float, worker_id: bytes) -> Worker | None:
         """The process is gone. Returns its record, now forgotten."""
         worker = self.workers.pop(worker_id, None)

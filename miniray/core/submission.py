@@ -16,11 +16,12 @@ nobody has run yet travels alone. A worker that blocks, or that is held up by on
 what it has not started; that is no attempt of the task.
 
 Pure. Effects: the `TaskRecord` itself (push it to `record.remote`), `LeaseWanted`,
-`LeaseUnwanted`, `LeaseDone`.
+`LeaseUnwanted`, `LeaseDone`, `Paused`.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ DEPTH = 512
 
 REQUESTS = 10
 """Lease requests of one lane that may be under way at once."""
+
+RETRY_PAUSE_S = 0.05
+RETRY_PAUSE_MAX_S = 1.0
+"""What raised runs again at once, then after a pause that doubles: what it needs may be back by then."""
 
 IDLE_S = 0.025
 """A lease is given back when it was idle this long."""
@@ -64,6 +69,13 @@ class LeaseDone:
     lease_id: int
     remote: Remote
     failed: bool = False
+
+
+@dataclass(slots=True)
+class Paused:
+    """A task runs again at `until`: `next_deadline` is earlier than it may have been."""
+
+    until: float
 
 
 class Remote:
@@ -125,6 +137,9 @@ class Submission:
         """Asked before a push: False when an argument was lost meanwhile; `ready` comes again then."""
         self._requests: dict[int, Lane] = {}
         self._next_request = 0
+        self._later: list[tuple[float, int, TaskRecord]] = []
+        """A heap of what raised and runs again: (when, a number that orders, the task)."""
+        self._delayed = 0
 
     def lane(self, key: Any, spec: Any) -> Lane:
         """The lane of a scheduling class; `key` is hashable, `spec` goes to the raylet."""
@@ -145,6 +160,13 @@ class Submission:
         lane: Lane = record.lane
         lane.queue.append(record)
         self.dispatch(now, lane)
+
+    def ready_later(self, now: float, record: TaskRecord) -> None:
+        """It has raised more than once and runs again: `ready`, after a pause."""
+        pause_s = min(RETRY_PAUSE_MAX_S, RETRY_PAUSE_S * 2 ** min(record.attempt - 2, 10))
+        self._delayed += 1
+        heapq.heappush(self._later, (now + pause_s, self._delayed, record))
+        self.out.append(Paused(now + pause_s))
 
     def lease_granted(self, now: float, request_id: int, lease_id: int, address: Address) -> None:
         """A worker is ours. A grant nobody waits for goes straight back."""
@@ -336,16 +358,23 @@ class Submission:
     # ---- time
 
     def next_deadline(self) -> float | None:
-        """When the first idle lease is to be given back."""
+        """When the first idle lease is to be given back, or a task runs again."""
         first = None
         for lane in self.lanes.values():
             for remote in lane.leases.values():
                 if not remote.inflight and (first is None or remote.idle_since < first):
                     first = remote.idle_since
-        return None if first is None else first + IDLE_S
+        due = self._later[0][0] if self._later else None
+        if first is None:
+            return due
+        return first + IDLE_S if due is None else min(due, first + IDLE_S)
 
     def tick(self, now: float) -> None:
-        """Give back what has been idle long enough."""
+        """Run again what has paused, give back what has been idle long enough."""
+        while self._later and self._later[0][0] <= now:
+            record = heapq.heappop(self._later)[2]
+            if not record.done:     # it may have been cancelled
+                self.ready(now, record)
         for key, lane in list(self.lanes.items()):
             for remote in list(lane.leases.values()):
                 if not remote.inflight and now >= remote.idle_since + IDLE_S:

@@ -13,7 +13,7 @@ from miniray._proto import worker_pb2 as wire
 from miniray.core.calls import ActorInDoubt, HandleGone
 from miniray.core.owner import Ask
 from miniray.core.ownership import BorrowAdd, BorrowDrop, Free, Watch
-from miniray.core.submission import LeaseDone, LeaseUnwanted, LeaseWanted
+from miniray.core.submission import LeaseDone, LeaseUnwanted, LeaseWanted, Paused
 from miniray.core.tasks import TaskRecord
 from miniray.runtime import frames
 from miniray.runtime.definitions import lease_request
@@ -65,6 +65,10 @@ def _lease_done(worker: CoreWorker, effect: LeaseDone) -> None:
     worker.raylet.send(wire.ToRaylet(lease_return=back))
 
 
+def _paused(worker: CoreWorker, effect: Paused) -> None:
+    worker.pump.hurry()
+
+
 def _free(worker: CoreWorker, effect: Free) -> None:
     if worker.address[0] in effect.nodes:
         worker.store.delete(effect.object_id)  # at once: the next put finds warm memory
@@ -106,6 +110,7 @@ _EFFECTS: dict[type, Callable[[CoreWorker, Any], None]] = {
     LeaseWanted: _lease_wanted,
     LeaseUnwanted: _lease_unwanted,
     LeaseDone: _lease_done,
+    Paused: _paused,
     Free: _free,
     BorrowAdd: _borrow_add,
     BorrowDrop: _borrow_drop,

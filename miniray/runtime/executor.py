@@ -62,6 +62,9 @@ from miniray.runtime.worker import INLINE_LIMIT, CoreWorker
 HELD_UP_S = 0.010
 """Plain tasks queued behind one that runs longer than this are sent back."""
 
+UNNEEDED_EVERY_S = 0.1
+"""A worker that has run its last task looks so often whether somebody needs what it owns."""
+
 NOBODY: Address = (b"", b"")
 QUIET_US = 200
 QUIET_REPLIES = 16
@@ -201,7 +204,8 @@ class Executor(TaskHost):
 
     def _needed(self) -> bool:
         with self.worker.lock:
-            return self.running is not None or bool(self.queue) or self.worker.owner.lends
+            owner = self.worker.owner
+            return self.running is not None or bool(self.queue) or owner.unfinished > 0 or owner.lends
 
     def adopt(self, job: pb.JobInfo) -> None:
         """This worker now belongs to a job: import what its driver could import."""
@@ -262,15 +266,16 @@ class Executor(TaskHost):
                 self.execute(peer, frame)
             if self._quiet:
                 self.tell()
-            if self._exit is not None:
+            exits = self._exit
+            if exits is not None and not (exits.when_unneeded and self._needed()):
                 actor_exit.run_handlers(self.actor)
-                self.leave(self._exit.reason or "told to exit")
+                self.leave(exits.reason or "told to exit")
             with worker.lock:
-                if queue or self._start is not None or self._exit is not None:
+                if queue or self._start is not None or self._exit is not exits:
                     continue
                 work.remaining = 1
             set_process_title(self.title)
-            worker.pump.wait(work, None)
+            worker.pump.wait(work, None if exits is None else time.monotonic() + UNNEEDED_EVERY_S)
 
     def _run_hook(self) -> None:
         from miniray.runtime import setup_hook

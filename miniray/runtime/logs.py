@@ -2,8 +2,8 @@
 
 Polling with a pause that doubles while nothing is new; `read_all` reads at once, before an exit
 or a driver's goodbye. Lines are handed on whole; what follows the last line break waits for the
-rest, until the worker or its driver ends. Marks between the lines say which task or actor wrote
-them (see `output`) and are not handed on.
+rest, for `UNFINISHED_S` or until the worker or its driver ends. Marks between the lines say which
+task or actor wrote them (see `output`) and are not handed on.
 
 A batch is JSON: {"pid", "ip", "name", "stream": "out" | "err", "lines": [...]}. Loop's thread;
 one look reads `LOOK_BYTES` of a file at most, so a worker that prints without end stops nobody.
@@ -25,6 +25,8 @@ READ_BYTES = 256 * 1024
 LOOK_BYTES = 1 << 20
 LINE_BYTES = 1 << 20
 """A longer line is handed on in pieces."""
+UNFINISHED_S = 0.4
+"""The beginning of a line is shown when nothing has followed for so long: a prompt, a progress bar."""
 PAUSE_FIRST_S = 0.05
 PAUSE_MAX_S = 0.25
 
@@ -41,6 +43,10 @@ class Tail:
     rest: bytes = b""
     name: str = ""
     """Who wrote the next line, when a mark has told."""
+    waited_s: float = 0.0
+    """For how long nothing has followed `rest`."""
+    shown_early: bool = False
+    """The beginning of this line was handed on without its end."""
 
 
 @dataclass(slots=True)
@@ -86,7 +92,7 @@ class Logs:
                 if to_the_end:
                     self._read_to_the_end(startup_token, worker, tail)
                 else:
-                    found += self._read(startup_token, worker, tail, LOOK_BYTES)
+                    found += self._look(startup_token, worker, tail)
         self.pause_s = PAUSE_FIRST_S if found else min(PAUSE_MAX_S, 2 * self.pause_s)
 
     def close(self) -> None:
@@ -96,6 +102,18 @@ class Logs:
                 if tail.fd >= 0:
                     os.close(tail.fd)
         self._workers.clear()
+
+    def _look(self, startup_token: bytes, worker: WorkerLogs, tail: Tail) -> int:
+        found = self._read(startup_token, worker, tail, LOOK_BYTES)
+        if found or not tail.rest:
+            tail.waited_s = 0.0
+            return found
+        tail.waited_s += self.pause_s
+        if tail.waited_s >= UNFINISHED_S and not tail.rest.startswith((_JOB, _TASK, _ACTOR)):
+            rest, tail.rest = tail.rest, b""
+            tail.shown_early = True
+            self._hand_on(startup_token, worker, tail, [rest])
+        return found
 
     def _read_to_the_end(self, startup_token: bytes, worker: WorkerLogs, tail: Tail) -> None:
         """Up to where the file ends now; an orphan of the worker may go on writing."""
@@ -126,6 +144,10 @@ class Logs:
             if len(tail.rest) > LINE_BYTES:
                 lines.append(tail.rest)
                 tail.rest = b""
+            if lines and tail.shown_early:
+                tail.shown_early = False
+                if not lines[0]:
+                    del lines[0]    # nothing but the end of a line that was shown
             if lines:
                 self._hand_on(startup_token, worker, tail, lines)
         return total

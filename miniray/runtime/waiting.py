@@ -95,6 +95,8 @@ class Pump:
         self._queue: list[Waiter] = []
         self._holder: Waiter | None = None
         self._attention = False
+        self._due = 0.0
+        """When the drainer ticks next."""
         self._epoch = 0
         self._stopped = False
         self._exiting = False
@@ -175,6 +177,10 @@ class Pump:
             self._stand_by(waiter, left)
         return True
 
+    def hurry(self) -> None:
+        """Tick soon: something is due earlier than it was. Under the worker's lock, by the drainer."""
+        self._due = 0.0
+
     def _end_wait(self) -> None:
         if self._exiting and threading.current_thread().daemon:     # it ends with the process
             threading.Event().wait()
@@ -204,7 +210,7 @@ class Pump:
         self._holder = waiter
         waiter.ident = threading.get_ident()
         try:
-            due = 0.0
+            self._due = 0.0
             while waiter.remaining > 0:
                 frames = mailbox.poll(POLL_LIMIT)
                 if frames or self._attention:
@@ -215,11 +221,11 @@ class Pump:
                 now = time.monotonic()
                 if self._stopped or (deadline is not None and now >= deadline):
                     return False
-                if now >= due:
-                    due = now + self._tick()
+                if now >= self._due:
+                    self._due = now + self._tick()
                     if waiter.remaining <= 0:
                         break
-                until = due if deadline is None else min(due, deadline)
+                until = self._due if deadline is None else min(self._due, deadline)
                 self.asleep = True
                 mailbox.wait(min(until - now, FOREVER), spin_us if self.by_rings else 0)
                 self.asleep = False

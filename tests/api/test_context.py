@@ -148,7 +148,7 @@ def test_a_process_is_titled_after_what_it_runs():
         yield shown()
 
     assert ray.get(task.remote()) == ["ray::task"]
-    assert ray.get(task.options(name="a name of its own").remote()) == ["ray::a name of its own"]
+    assert ray.get(task.options(name="a name of its own").remote()) == ["ray::a", "name", "of", "its", "own"]
     assert ray.get(next(stream.remote())) == ["ray::stream"]
     assert ray.get(task.options(name="x" * 300).remote())[0].startswith("ray::" + "x" * 150)
 

@@ -143,6 +143,23 @@ def test_get_raises_the_first_error_without_waiting_for_the_rest():
 # ---- processes
 
 
+def test_a_worker_that_has_done_its_last_task_stays_for_what_it_owns(wait_until):
+    @ray.remote
+    def child():
+        time.sleep(0.2)
+        return "done"
+
+    @ray.remote(max_calls=1, max_retries=0)
+    def parent():
+        return os.getpid(), child.remote()
+
+    pid, ref = ray.get(parent.remote())
+    assert ray.get(ref) == "done"
+    assert os.path.exists(f"/proc/{pid}"), "we hold what it owns"
+    del ref
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
+
+
 def test_max_calls_costs_the_next_task_nothing():
     @ray.remote(max_calls=1, max_retries=0)
     def pid():

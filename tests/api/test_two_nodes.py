@@ -91,7 +91,8 @@ def test_the_state_of_the_whole_cluster_is_asked_for_on_every_node(ray_start_clu
         pids = {row.pid for row in state.list_workers(filters=[("node_id", "=", far.node_id)])}
         assert {row.worker_pid for row in state.list_tasks()} <= pids
         sent = [("task_status", "=", "SUBMITTED_TO_WORKER")]
-        assert len({row.pid for row in state.list_objects(filters=sent)}) == 2, "the driver's reference, and that of the task on the other node"
+        owners = {row.pid for row in state.list_objects(filters=sent)}
+        assert len(owners) == 2, "the driver, and the task on the other node"
     finally:
         done.touch()
     ray.get(ref)

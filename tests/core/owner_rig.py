@@ -13,7 +13,7 @@ from miniray.core.calls import ActorClient, ActorInDoubt, HandleGone
 from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
 from miniray.core.owner import Ask, Owner, Result
 from miniray.core.ownership import BorrowAdd, BorrowDrop, Free, Watch
-from miniray.core.submission import Lane, LeaseDone, LeaseUnwanted, LeaseWanted
+from miniray.core.submission import Lane, LeaseDone, LeaseUnwanted, LeaseWanted, Paused
 from miniray.core.tasks import UNKNOWN_COST_US, MethodTemplate, TaskRecord, TaskTemplate
 
 JOB = ids.job_id(1)
@@ -187,6 +187,8 @@ class Rig:
             return f"want lease {effect.request_id} for {effect.lane.key}"
         if isinstance(effect, LeaseUnwanted):
             return f"withdraw {effect.request_id}"
+        if isinstance(effect, Paused):
+            return f"pause for {effect.until - self.now:.2f} s"
         if isinstance(effect, LeaseDone):
             return f"return lease {effect.lease_id}"
         if isinstance(effect, Free):

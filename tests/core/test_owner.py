@@ -7,6 +7,7 @@ from owner_rig import ME, W1, W2, W3, Rig, failed, stored
 
 from miniray.core.directory import FAILED
 from miniray.core.lineage import RECORD_BYTES
+from miniray.core.tasks import PUSHED, WAITING
 
 N2 = W3[0]
 
@@ -180,6 +181,45 @@ def test_an_exception_is_retried_only_when_asked_for() -> None:
     assert rig.effects() == ["push a to w1"] and record.attempt == 1
     rig.owner.replied(rig.now, record.remote, record.call, 1.0, [failed("last")], again=True)
     assert rig.value("a") == ("error", "last")
+
+
+def raises(rig: Rig, name: str) -> list[str]:
+    """It raises; what was sent at once."""
+    record = rig.records[name]
+    rig.owner.replied(rig.now, record.remote, record.call, 1.0, [failed()], again=True)
+    return rig.pushes()
+
+
+def test_what_raises_again_and_again_runs_after_longer_and_longer_pauses() -> None:
+    rig = Rig()
+    record = rig.submit("a", retries=8)
+    rig.grant(1, W1)
+    rig.effects()
+    assert raises(rig, "a") == ["push a to w1"], "the first time at once"
+    pauses = []
+    for _ in range(6):
+        assert raises(rig, "a") == [] and record.state == WAITING
+        paused_at = rig.now
+        while record.state != PUSHED:
+            rig.wait(rig.owner.next_deadline() - rig.now)
+            if record.lane.requests:    # the lease was given back meanwhile
+                rig.grant(next(iter(record.lane.requests)), W1)
+        rig.effects()
+        pauses.append(round(rig.now - paused_at, 3))
+    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0]
+
+
+def test_a_task_that_pauses_before_it_runs_again_can_be_cancelled() -> None:
+    rig = Rig()
+    rig.submit("a", retries=8)
+    rig.grant(1, W1)
+    rig.effects()
+    raises(rig, "a")
+    raises(rig, "a")
+    assert rig.owner.cancelled(rig.now, rig.records["a"], "cancelled")
+    assert rig.value("a") == ("error", "cancelled") and rig.owner.unfinished == 0
+    rig.wait(5.0)
+    assert not rig.pushes()
 
 
 # ---- copies

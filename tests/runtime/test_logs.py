@@ -36,6 +36,23 @@ def test_lines_come_whole_and_once(tmp_path: Path) -> None:
     assert bench.lines == [("out", "one"), ("out", "two"), ("out", ""), ("out", "three"), ("err", "oops")]
 
 
+def test_the_beginning_of_a_line_is_shown_when_its_end_does_not_come(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.write(bench.out, "10 %")
+    looks = 0
+    while not bench.lines:
+        bench.logs.read_all()
+        looks += 1
+    assert looks > 2, "it is given some time"
+    for _ in range(10):
+        bench.logs.read_all()
+    bench.write(bench.out, "\nready\n50 %")
+    bench.logs.read_all()
+    bench.write(bench.out, " 100 %\n")
+    bench.logs.read_all()
+    assert bench.lines == [("out", "10 %"), ("out", "ready"), ("out", "50 % 100 %")]
+
+
 def test_the_last_words_come_even_without_a_line_break(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     bench.write(bench.out, "one\nlast wo")

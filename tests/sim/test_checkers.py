@@ -27,7 +27,7 @@ def fails(seed: int = 1, scenario: Scenario = SMALL) -> str:
 
 
 def test_a_task_run_once_too_often_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def always(self: Owner, now: float, record: object) -> bool:
+    def always(self: Owner, now: float, record: object, raised: bool = False) -> bool:
         record.remote = None  # type: ignore[attr-defined]
         self.submission.ready(now, record)  # type: ignore[arg-type]
         return True
@@ -40,7 +40,7 @@ def test_an_object_freed_too_early_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
     from miniray.core.ownership import Ownership
 
     monkeypatch.setattr(Ownership, "retained", lambda self, restored, caller: [])
-    story = fails(2)
+    story = fails(4)
     assert "holds a reference" in story or "was freed" in story
 
 

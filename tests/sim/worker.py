@@ -17,7 +17,7 @@ from miniray.core.calls import ActorClient, ActorInDoubt, HandleGone
 from miniray.core.directory import FAILED, FREED, INLINE, PENDING, STORED, UNKNOWN, Address, ObjectEntry
 from miniray.core.owner import Ask, Owner
 from miniray.core.ownership import BorrowAdd, BorrowDrop, Free, Watch
-from miniray.core.submission import LeaseDone, LeaseUnwanted, LeaseWanted
+from miniray.core.submission import LeaseDone, LeaseUnwanted, LeaseWanted, Paused
 from miniray.core.tasks import TaskRecord
 
 from .actors import Actors
@@ -537,6 +537,7 @@ _EFFECTS: dict[type, Any] = {
     LeaseWanted: SimWorker._lease_wanted,
     LeaseUnwanted: SimWorker._lease_unwanted,
     LeaseDone: SimWorker._lease_done,
+    Paused: lambda worker, e: None,     # its timer follows `next_deadline`
     Free: SimWorker._free,
     BorrowAdd: SimWorker._borrow_add,
     BorrowDrop: SimWorker._borrow_drop,
