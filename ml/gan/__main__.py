@@ -1,20 +1,21 @@
-"""`python -m ml.gan train …` and `python -m ml.gan generate …`: one door to the two commands."""
+"""`python -m ml.gan train …`, `generate …`, `measure …`: one door to the three commands."""
 
 from __future__ import annotations
 
 import sys
 
-_USAGE = """usage: python -m ml.gan {train,generate} [options]
+_USAGE = """usage: python -m ml.gan {train,generate,measure} [options]
 
   train      train a DCGAN, in this process or in N workers on a cluster
   generate   draw images with a trained generator
+  measure    how good a generator's images are beside a data set
 
 Each command has its own --help.
 """
 
 
 def main(argv: list[str]) -> int:
-    """Hand the rest of the command line to `train` or `generate`; exit code 2 for anything else."""
+    """Hand the rest of the command line to its command; exit code 2 for anything else."""
     command, rest = (argv[0], argv[1:]) if argv else ("", [])
     if command == "train":
         from ml.gan.train import main as train
@@ -24,6 +25,10 @@ def main(argv: list[str]) -> int:
         from ml.gan.generate import main as generate
 
         return generate(rest)
+    if command == "measure":
+        from ml.gan.measure import main as measure
+
+        return measure(rest)
     asked = command in ("-h", "--help")
     print(_USAGE, end="", file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2

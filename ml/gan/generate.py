@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.gan.machine import usable_cores
-from ml.gan.options import ADDRESS_HELP, DEVICES, HelpFormatter
+from ml.gan.options import ADDRESS_HELP, DEVICES, HelpFormatter, count, positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
     Piece = tuple[int, NDArray[np.uint8]]  # number of its first image, images
 
-_GRID_AT_MOST = 100  # images on grid.png
+FORMS = ("both", "files", "grid")
+_GRID_AT_MOST = 4_096  # images on a grid of its own
+_SHOWN_BESIDE_FILES = 100  # images on the grid that comes with single files
+_TOO_MANY = f"a grid holds {_GRID_AT_MOST:,} images at most: use --as files"
 _CHUNKS_PER_CALL = 4
 _CALLS_PER_WORKER = 2  # in flight: one being drawn, one waiting
 
@@ -41,14 +44,22 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--model", default="./models/gan/generator.pth", metavar="FILE", help=".pth or .safetensors"
     )
-    found.add_argument("--num-images", type=int, default=64, metavar="N", help="how many")
+    found.add_argument("--num-images", type=positive, default=64, metavar="N", help="how many")
+    found.add_argument(
+        "--interpolate",
+        type=count,
+        default=0,
+        metavar="STEPS",
+        help="draw strips of so many images that lead from one to another; 0: none",
+    )
+    found.add_argument("--as", dest="form", choices=FORMS, default="both", help="what to write")
     found.add_argument("--output", default="./generated", metavar="DIR", help="folder of the PNG files")
     found.add_argument(
         "--seed", type=int, default=0, metavar="N", help="image i depends on this, i and the model"
     )
     found.add_argument("--device", choices=DEVICES, default="auto", help="without --distributed")
     found.add_argument("--distributed", action="store_true", help="draw in actors on a cluster's CPUs")
-    found.add_argument("--workers", type=int, default=2, metavar="N", help="actors, with --distributed")
+    found.add_argument("--workers", type=positive, default=2, metavar="N", help="actors, with --distributed")
     found.add_argument("--address", default="", help=ADDRESS_HELP)
     return found
 
@@ -56,8 +67,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = parser().parse_args(argv)
-    if options.num_images < 1 or options.workers < 1:
-        print("error: --num-images and --workers must be at least 1", file=sys.stderr)
+    if options.interpolate == 1 or (options.form == "grid" and options.num_images > _GRID_AT_MOST):
+        limit = "--interpolate takes 2 steps or more" if options.interpolate == 1 else _TOO_MANY
+        print(f"error: {limit}", file=sys.stderr)
         return 2
     try:
         from ml.gan.artifacts import ArtifactError, load_weights
@@ -98,7 +110,7 @@ def _pieces_here(
     from ml.gan.draw import chunks, draw_chunk
 
     pieces = chunks(0, options.num_images)
-    drawn = pool.map(lambda piece: draw_chunk(generator, options.seed, *piece), pieces)
+    drawn = pool.map(lambda piece: draw_chunk(generator, options.seed, *piece, options.interpolate), pieces)
     return ((first, images) for (first, _), images in zip(pieces, drawn))
 
 
@@ -117,10 +129,10 @@ class Artist:
             {name: torch.from_numpy(value.copy()) for name, value in weights.items()}
         )
 
-    def draw(self, seed: int, first: int, count: int) -> NDArray[np.uint8]:
+    def draw(self, seed: int, first: int, count: int, walk: int) -> NDArray[np.uint8]:
         from ml.gan.draw import draw_images
 
-        return draw_images(self._generator, seed, first, count)
+        return draw_images(self._generator, seed, first, count, walk)
 
 
 def _on_cluster(generator: Generator, options: argparse.Namespace) -> int:
@@ -152,8 +164,8 @@ def _pieces_of_actors(generator: Generator, options: argparse.Namespace) -> Iter
     def give(to: Any) -> None:
         first = next(todo, None)
         if first is not None:
-            count = min(per_call, options.num_images - first)
-            running[to.draw.remote(options.seed, first, count)] = (first, to)
+            number = min(per_call, options.num_images - first)
+            running[to.draw.remote(options.seed, first, number, options.interpolate)] = (first, to)
 
     for _ in range(_CALLS_PER_WORKER):
         for one in artists:
@@ -174,18 +186,24 @@ def _write(pieces: Iterator[Piece], options: argparse.Namespace) -> int:
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    shown = np.zeros((min(options.num_images, _GRID_AT_MOST), 3, 32, 32), dtype=np.uint8)
+    most = _GRID_AT_MOST if options.form == "grid" or options.interpolate else _SHOWN_BESIDE_FILES
+    shown = np.zeros((min(options.num_images, most), 3, 32, 32), dtype=np.uint8)
     for first, images in pieces:
         for index, image in enumerate(images, start=first):
-            Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"image_{index:05}.png")
+            if options.form != "grid":
+                Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"image_{index:05}.png")
             if index < len(shown):
                 shown[index] = image
-    plots.grid(shown).save(folder / "grid.png")
+    if options.form != "files":
+        plots.grid(shown, columns=options.interpolate).save(folder / "grid.png")
     seconds = time.perf_counter() - started
     where = f"{options.workers} actors" if options.distributed else "this process"
     rate = options.num_images / seconds
     print(f"{options.num_images:,} images in {seconds:.1f} s by {where}: {rate:,.0f} images/s")
-    print(f"  {folder / 'image_00000.png'} ...\n  {folder / 'grid.png'}")
+    if options.form != "grid":
+        print(f"  {folder / 'image_00000.png'} ...")
+    if options.form != "files":
+        print(f"  {folder / 'grid.png'}")
     return 0
 
 

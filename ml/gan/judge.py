@@ -73,6 +73,11 @@ class Judge:
         """The network whose features are compared."""
         return self._extractor
 
+    @property
+    def images(self) -> int:
+        """How many real images stand for the data set."""
+        return len(self._features)
+
     @one_thread()
     def verdict(self, drawn: NDArray[np.uint8]) -> Verdict:
         """Measure generated images (n >= 2, 3, 32, 32)."""
@@ -99,7 +104,7 @@ class Judge:
         found: dict[str, Any] = {
             "features": extractor.name,
             "accuracy_of_the_feature_network": round(extractor.accuracy, 4),
-            "real_images": len(self._features),
+            "real_images": self.images,
         }
         if self._classes is not None:
             shares = np.bincount(self._classes, minlength=extractor.classes) / len(self._classes)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import io
 import pickle
+import struct
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from ml.gan.streams import Stream, generator
 
 SIZE = 32
 _MNIST_SIDE = 28
+_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _CIFAR_ROW = 3 * SIZE * SIZE
 _CIFAR_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 _PICTURE_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"})
@@ -201,6 +203,53 @@ def _square(picture: Any) -> NDArray[np.uint8]:
 
     fitted = ImageOps.fit(picture.convert("RGB"), (SIZE, SIZE), Image.Resampling.LANCZOS)
     return np.ascontiguousarray(np.asarray(fitted, dtype=np.uint8).transpose(2, 0, 1))
+
+
+def emoji(path: Path) -> Read:
+    """Every colour picture of an emoji font, on white: (n, 3, 32, 32), without labels.
+
+    Such fonts keep one PNG file a glyph in their table CBDT, in the order of glyphs.
+    """
+    from PIL import Image
+
+    try:
+        data = path.read_bytes()
+        table = _font_table(data, b"CBDT")
+        images = []
+        for content in _png_files(table):
+            with Image.open(io.BytesIO(content)) as picture:
+                drawn = picture.convert("RGBA")
+            paper = Image.new("RGBA", drawn.size, "white")
+            images.append(_square(Image.alpha_composite(paper, drawn)))
+    except (OSError, ValueError, struct.error) as error:
+        raise BadData(f"{path}: {error}") from error
+    if not images:
+        raise BadData(f"{path}: a font without pictures (no PNG in its table CBDT)")
+    return Read(np.stack(images))
+
+
+def _font_table(data: bytes, name: bytes) -> bytes:
+    """One table of an OpenType font; empty where the font has none."""
+    if data[:4] not in (b"\0\1\0\0", b"OTTO", b"true"):
+        raise ValueError("not an OpenType font")
+    (tables,) = struct.unpack_from(">H", data, 4)
+    for at in range(tables):
+        tag, _, offset, length = struct.unpack_from(">4sIII", data, 12 + 16 * at)
+        if tag == name:
+            return data[offset : offset + length]
+    return b""
+
+
+def _png_files(table: bytes) -> Iterator[bytes]:
+    """The PNG files inside a table, whole, in order."""
+    first = table.find(_PNG)
+    while first >= 0:
+        end = table.find(_PNG_END, first)
+        if end < 0:
+            raise ValueError(f"the picture at byte {first} of its table is cut off")
+        end += len(_PNG_END)
+        yield table[first:end]
+        first = table.find(_PNG, end)
 
 
 def synthetic(count: int, seed: int) -> Read:

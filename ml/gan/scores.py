@@ -55,7 +55,7 @@ class Scores:
         self.history.append(entry)
         artifacts.save_json(self._folder / FILE, self.to_json())
         if self._say is not None:
-            self._say(sentence(entry))
+            self._say(f"quality after epoch {entry['epoch']:g}: {sentence(entry)}")
         return entry
 
 
@@ -64,7 +64,7 @@ def sentence(entry: dict[str, Any]) -> str:
     classes = f", {entry['classes_covered']} of {entry['classes']} classes" if "classes" in entry else ""
     fid = f", FID {entry['fid']:.1f}" if "fid" in entry else ""
     return (
-        f"quality after epoch {entry['epoch']:g}: Fréchet distance {entry['frechet']:.1f}{fid}, "
+        f"Fréchet distance {entry['frechet']:.1f}{fid}, "
         f"precision {entry['precision']:.2f}, recall {entry['recall']:.2f}{classes}"
     )
 

@@ -51,6 +51,26 @@ def normal_rows(seed: int, stream: Stream, first: int, count: int, width: int) -
     return rows[:, :width].astype(np.float32)
 
 
+def walk_rows(
+    seed: int, stream: Stream, first: int, count: int, width: int, steps: int
+) -> NDArray[np.float32]:
+    """Rows of an endless table of walks: each `steps` rows lead from one N(0, 1) vector to another.
+
+    Returns (count, width) float32. Walks keep the typical length of a vector (spherical interpolation), so
+    what lies between two latent vectors is as likely as they are. Ranges agree however they are cut.
+    """
+    last = first + count - 1
+    walks = np.arange(first // steps, last // steps + 1)
+    ends = normal_rows(seed, stream, 2 * int(walks[0]), 2 * len(walks), width).astype(np.float64)
+    start, goal = ends[0::2, None], ends[1::2, None]
+    cosine = (start * goal).sum(-1) / (np.linalg.norm(start, axis=-1) * np.linalg.norm(goal, axis=-1))
+    angle = np.arccos(np.clip(cosine, -1 + 1e-9, 1 - 1e-9))[..., None]
+    along = np.linspace(0, 1, steps)[None, :, None]
+    rows = (np.sin((1 - along) * angle) * start + np.sin(along * angle) * goal) / np.sin(angle)
+    skip = first % steps
+    return rows.reshape(-1, width)[skip : skip + count].astype(np.float32)
+
+
 def permutation(seed: int, stream: Stream, index: int, size: int) -> NDArray[np.int64]:
     """The `index`-th shuffling of range(size)."""
     return generator(seed, stream, index).permutation(size)

@@ -328,7 +328,7 @@ def _report(result: Result, config: TrainConfig, folder: Path) -> None:
     rate = result.images / max(result.seconds, 1e-9)
     print(f"{result.images:,} images in {result.seconds:.1f} s: {rate:,.0f} images/s")
     if result.quality:
-        print(sentence(result.quality))
+        print(f"quality: {sentence(result.quality)}")
     if config.workers > 1:
         print(f"all {config.workers} workers hold the same weights (digest {result.digest})")
     for path in result.paths:

@@ -17,7 +17,7 @@ pytest.importorskip("PIL", reason="Pillow is not installed")
 
 from PIL import Image  # noqa: E402
 
-from ml.gan import artifacts, generate, model, train  # noqa: E402
+from ml.gan import artifacts, generate, measure, model, train  # noqa: E402
 from ml.gan.sync import STRATEGIES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -236,12 +236,59 @@ def test_a_model_that_is_missing_or_foreign_ends_with_code_2(
     ):
         assert generate.main(["--model", str(path), "--output", str(tmp_path / "out")]) == 2
         assert says in capsys.readouterr().err
-    assert generate.main(["--model", str(trained / "generator.pth"), "--num-images", "0"]) == 2
+    for wrong in (["--num-images", "0"], ["--interpolate", "1"], ["--as", "grid", "--num-images", "5000"]):
+        argv = ["--model", str(trained / "generator.pth"), "--output", str(tmp_path / "out")]
+        assert ended([*wrong, *argv]) == 2
     assert not (tmp_path / "out").exists()
 
 
+def ended(argv: list[str]) -> int:
+    """The exit code of generate, whoever found the fault."""
+    try:
+        return generate.main(argv)
+    except SystemExit as left:  # argparse's own way
+        return int(left.code or 0)
+
+
+def test_strips_lead_from_one_image_to_another(trained: Path, tmp_path: Path) -> None:
+    path = trained / "generator.pth"
+    strips = draw(tmp_path / "strips", path, "--num-images", "50", "--interpolate", "10", "--seed", "9")
+    cut = draw(tmp_path / "cut", path, "--num-images", "23", "--interpolate", "10", "--seed", "9")
+    alone = draw(tmp_path / "alone", path, "--num-images", "4", "--seed", "9")
+    assert cut == strips[:23]
+    assert [strips[at] for at in (0, 9, 10, 19)] == alone  # strips begin and end at independent images
+    with Image.open(tmp_path / "strips" / "grid.png") as sheet:
+        assert sheet.width == 2 * (10 * 34 + 2) and sheet.height == 2 * (5 * 34 + 2)
+
+
+def test_a_grid_or_files_alone(trained: Path, tmp_path: Path) -> None:
+    path = trained / "generator.pth"
+    assert draw(tmp_path / "grid", path, "--num-images", "120", "--as", "grid") == []
+    with Image.open(tmp_path / "grid" / "grid.png") as sheet:
+        assert sheet.width == 2 * (11 * 34 + 2)
+    assert len(draw(tmp_path / "files", path, "--num-images", "3", "--as", "files")) == 3
+    assert not (tmp_path / "files" / "grid.png").exists()
+
+
+def test_a_generator_or_a_folder_of_images_is_measured(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--dataset", "synthetic:64", "--num-images", "20"]
+    assert measure.main([*common, "--model", str(trained / "generator.pth"), "--json"]) == 0
+    by_model = json.loads(capsys.readouterr().out)
+    draw(tmp_path, trained / "generator.pth", "--num-images", "20", "--as", "files")
+    capsys.readouterr()
+    assert measure.main([*common, "--images", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == by_model and by_model["verdict"]["images"] == 20
+    assert measure.main([*common, "--images", str(tmp_path)]) == 0
+    assert "Fréchet distance" in capsys.readouterr().out
+    for wrong in (["--images", str(tmp_path / "none")], ["--model", "none"], ["--dataset", "cifar11"]):
+        assert measure.main([*common, *wrong]) == 2
+        assert "error:" in capsys.readouterr().err
+
+
 def test_help_needs_neither_torch_nor_the_engine() -> None:
-    for module in ("ml.gan.train", "ml.gan.generate", "ml.gan"):
+    for module in ("ml.gan.train", "ml.gan.generate", "ml.gan.measure", "ml.gan"):
         code = (
             "import runpy, sys; sys.modules['torch'] = sys.modules['miniray'] = None; "
             f"sys.argv = ['x', '--help']; runpy.run_module({module!r}, run_name='__main__')"

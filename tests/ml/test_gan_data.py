@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import tarfile
@@ -27,6 +28,7 @@ def only_these_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MINIRAY_DATA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(data, "_SYSTEM_DATA", tmp_path / "none")
+    monkeypatch.setattr(data, "_FONT_FOLDERS", ())
 
 
 def write_cifar(folder: Path, per_batch: int = 12, protocol: int = 2) -> tuple[np.ndarray, np.ndarray]:
@@ -207,3 +209,45 @@ def test_reading_data_imports_neither_torch_nor_the_engine() -> None:
 def test_images_larger_than_the_format_allows_are_refused() -> None:
     with pytest.raises(readers.BadData, match="40x40"):
         readers._pad(np.zeros((1, 40, 40), dtype=np.uint8))
+
+
+def emoji_font(pictures: list[bytes]) -> bytes:
+    """An OpenType file whose table CBDT holds these files between other bytes."""
+    table = b"\0\3\0\0" + b"".join(b"\1\2\3" + picture for picture in pictures)
+    head = struct.pack(">4sHHHH", b"\0\1\0\0", 2, 0, 0, 0)
+    start = len(head) + 2 * 16
+    entries = struct.pack(">4sIII", b"CBDT", 0, start, len(table)) + struct.pack(">4sIII", b"head", 0, 0, 4)
+    return head + entries + table
+
+
+def png(colour: tuple[int, int, int, int]) -> bytes:
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGBA", (136, 128), colour).save(out, format="PNG")
+    return out.getvalue()
+
+
+def test_emoji_are_the_pictures_in_the_font_on_white(tmp_path: Path) -> None:
+    pictures = [png((200, 10, 20, 255)), png((0, 0, 0, 0))] * 10
+    (tmp_path / "NotoColorEmoji.ttf").write_bytes(emoji_font(pictures))
+    found = data.load("emoji", data_dir=str(tmp_path))
+    assert found.images.shape == (20, 3, 32, 32) and found.labels is None
+    assert found.images[0, :, 16, 16].tolist() == [200, 10, 20]
+    assert (found.images[1] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"no font", "not an OpenType font"),
+        (emoji_font([]), "without pictures"),
+        (emoji_font([png((1, 2, 3, 255))[:-4]]), "cut off"),
+        (b"\0\1\0\0\0\2", "unpack_from"),
+    ],
+)
+def test_a_font_that_cannot_be_used_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "NotoColorEmoji.ttf").write_bytes(content)
+    with pytest.raises(data.DataError, match=says) as caught:
+        data.load("emoji", data_dir=str(tmp_path))
+    assert "NotoColorEmoji.ttf" in str(caught.value)
