@@ -17,7 +17,7 @@ from miniray.core.actor_registry import ActorRecord, ActorRegistry
 from miniray.core.desk import Desk, short
 from miniray.core.link import AT_ONCE
 from miniray.core.members import Members
-from miniray.core.policy import Choice, choose
+from miniray.core.policy import Choice, choose, is_default
 
 PASS_COST_S = 0.0002
 """The next pass waits this long per waiting shape, half a second at most."""
@@ -142,11 +142,18 @@ class ActorQueue:
 
     def _choose(self, record: ActorRecord, waiting: _Waiting) -> Choice:
         strategy = record.info.spec.creation_class.strategy
+        owner = record.info.spec.owner.node_id
+        if is_default(strategy):
+            best = self._members.rankings.best(
+                record.demand, local=owner, rng=self._desk.rng, avoid=waiting.avoid
+            )
+            if best is not None:
+                return Choice(best)
         choice = choose(
             self._members.view,
             record.demand,
             strategy,
-            local=record.info.spec.owner.node_id,
+            local=owner,
             rng=self._desk.rng,
             turn=self._turn,
             avoid=waiting.avoid,

@@ -46,6 +46,8 @@ class Group:
     committed: dict[int, None] = field(default_factory=dict)
     avoid: dict[bytes, None] = field(default_factory=dict)
     """Nodes that refused since their last heartbeat."""
+    shape: bytes = b""
+    """Equal for groups that find places, or none, together."""
 
     @property
     def id(self) -> bytes:
@@ -79,7 +81,9 @@ class Group:
     def of(cls, info: pb.PlacementGroupInfo) -> Group:
         """A new or restored group; what a CREATED one holds is committed."""
         bundles = {b.index: Bundle(b.index, res.from_map(b.resources), list(b.labels)) for b in info.bundles}
-        group = cls(info, bundles)
+        wanted = [pb.BundleInfo(resources=b.resources, labels=b.labels) for b in info.bundles]
+        shape = pb.PlacementGroupInfo(strategy=info.strategy, bundles=wanted)
+        group = cls(info, bundles, shape=shape.SerializeToString(deterministic=True))
         if info.state == pb.GROUP_CREATED:
             group.committed = dict.fromkeys(group.settled())
         return group

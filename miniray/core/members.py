@@ -11,8 +11,8 @@ registered again, and dead if they stay silent.
 
 `view` is what the policy sees: the available amounts of the last heartbeat less what has been
 placed since. A heartbeat says how many placement messages it already reflects
-(`placements_seen`), so nothing is counted twice. Other raylets get changes as `ClusterView`
-deltas, at a pace that grows with the number of nodes. Pure; part of `Head`.
+(`placements_seen`), so nothing is counted twice. What other raylets are told, and when, is in
+`core.views`. Pure; part of `Head`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from miniray.core import resources as res
 from miniray.core.desk import Desk, failure, short
 from miniray.core.policy import NodeView
 from miniray.core.pubsub import PubSub
+from miniray.core.rankings import Rankings
 from miniray.core.resources import Resources
+from miniray.core.views import Views
 
 TABLE = "node"
 
@@ -35,9 +37,6 @@ DEAD_KEPT = 1_000
 
 SWEEP_S = 0.5
 """How often silent nodes are looked for."""
-
-VIEW_PAUSE_S = 0.05
-"""Deltas of the cluster view go out at most this often for up to 50 nodes, more rarely beyond."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -65,6 +64,8 @@ class Member:
     outstanding: Resources = field(default_factory=dict)
     """The sum of `unseen`."""
     demand: list[gcs.Demand] = field(default_factory=list)
+    is_as_told: bool = False
+    """`reported` and the view's totals are those of the last heartbeat still."""
 
 
 class Members:
@@ -76,11 +77,13 @@ class Members:
         self._timing = timing
         self.view: dict[bytes, NodeView] = {}
         """Registered living nodes in joining order: the policy's input."""
+        self.rankings = Rankings(self.view)
         self.living: dict[bytes, Member] = {}
         self.dead: dict[bytes, pb.NodeInfo] = {}
         self._refused_at: dict[bytes, float] = {}
-        self._changed: dict[bytes, None] = {}
-        self._view_at = 0.0
+        self._views = Views(desk)
+        self._rows: dict[bytes, pb.NodeInfo] = {}
+        """Of the living nodes."""
         self._sweep_at: float | None = None
 
     # ---- joining
@@ -91,6 +94,7 @@ class Members:
             self.dead[info.node_id] = info
         else:
             self.living[info.node_id] = Member(info, NodeView.of(info), now, {})
+            self._rows[info.node_id] = info
             self._sweep_at = now + SWEEP_S
 
     def refusal(self, node_id: bytes) -> str:
@@ -120,20 +124,20 @@ class Members:
         sent = member.placements_sent if member is not None and member.registered else 0
         self.living[info.node_id] = Member(row, view, now, dict(view.available), True, sent)
         self.view[info.node_id] = view
+        self.rankings.touched(info.node_id)
+        self._rows[info.node_id] = row
         self._refused_at.pop(info.node_id, None)
         if self._sweep_at is None:
             self._sweep_at = now + SWEEP_S
         self._save(row)
         self._desk.note(now, info.node_id, "registered" if is_new else "registered again")
-        self._changed_node(now, info.node_id)
+        self._views.row_changed(now, info.node_id)
         self._pubsub.published("node", info.node_id, node=row)
         return is_new
 
     def full_view(self) -> gcs.NodeMessage:
         """All living nodes, awaited ones too (they are no less alive), for one that has just registered."""
-        return gcs.NodeMessage(
-            view=gcs.ClusterView(full=True, nodes=[m.info for m in self.living.values()])
-        )
+        return self._views.whole(self._rows)
 
     # ---- living
 
@@ -159,8 +163,6 @@ class Members:
 
     def heartbeat(self, now: float, member: Member, beat: gcs.Heartbeat) -> bool:
         """New figures of a node. True when something may fit now that did not before."""
-        available = res.from_map(beat.available)
-        total = res.from_map(beat.total)
         member.demand = list(beat.demand)
         seen = beat.placements_seen
         settled = [number for number in member.unseen if number <= seen]
@@ -169,21 +171,27 @@ class Members:
         draining = beat.state == pb.NODE_DRAINING and member.info.state == pb.NODE_ALIVE
         # `settled` and `granted` foresee figures: known here, but the other raylets have yet to hear.
         is_told = beat.available == member.info.available and beat.total == member.info.total
-        if is_told and available == member.reported and total == member.view.total and not draining:
+        if is_told and member.is_as_told and not draining:
             if settled:
                 self._refresh(member)
             return bool(settled)
+        available, total = res.from_map(beat.available), res.from_map(beat.total)
         freed = total != member.view.total or any(
             amount > member.view.available.get(name, 0) for name, amount in available.items()
         )
+        is_offer = beat.total != member.info.total
         member.reported = available
         member.view.total = total
+        member.is_as_told = True
         if draining:
             self._set_state(now, member, pb.NODE_DRAINING)
         member.info.total.CopyFrom(beat.total)
         member.info.available.CopyFrom(beat.available)
         self._refresh(member)
-        self._changed_node(now, member.info.node_id)
+        if is_offer:
+            self._views.totals_changed(now, member.info.node_id)
+        else:
+            self._views.figures_changed(now, member.info.node_id)
         return freed
 
     def drain(self, now: float, node_id: bytes, deadline_s: float, reason: str) -> bool:
@@ -202,9 +210,11 @@ class Members:
             return
         member.info.state = state
         member.view.state = state
+        if member.registered:
+            self.rankings.touched(member.info.node_id)
         self._save(member.info)
         self._desk.note(now, member.info.node_id, pb.NodeState.Name(state))
-        self._changed_node(now, member.info.node_id)
+        self._views.row_changed(now, member.info.node_id)
         self._pubsub.published("node", member.info.node_id, node=member.info)
 
     # ---- placing
@@ -217,6 +227,7 @@ class Members:
             member.unseen[member.placements_sent] = demand
             res.add(member.outstanding, demand)
             res.subtract(member.view.available, demand)
+            self.rankings.touched(node_id)
         return member.placements_sent
 
     def settled(self, node_id: bytes, number: int, taken: Resources, kept: Resources) -> None:
@@ -224,6 +235,7 @@ class Members:
         member = self.living.get(node_id)
         if member is None:
             return
+        member.is_as_told = False
         unseen = member.unseen.pop(number, None)
         if unseen is not None:
             res.subtract(member.outstanding, unseen)
@@ -238,6 +250,7 @@ class Members:
         member = self.living.get(node_id)
         if member is None:
             return
+        member.is_as_told = False
         for name, amount in supply.items():
             for amounts in (member.view.total, member.reported):
                 amounts[name] = amounts.get(name, 0) + sign * amount
@@ -251,6 +264,8 @@ class Members:
             member.outstanding = {}
         member.view.available = dict(member.reported)
         res.subtract(member.view.available, member.outstanding)
+        if member.registered:
+            self.rankings.touched(member.info.node_id)
 
     # ---- leaving
 
@@ -259,7 +274,8 @@ class Members:
         member = self.living.pop(node_id, None)
         if member is None:
             return None
-        self.view.pop(node_id, None)
+        if self.view.pop(node_id, None) is not None:
+            self.rankings.forget(node_id)
         self._refused_at.pop(node_id, None)
         info = member.info
         name = f"{member.view.title()} ({node_id.hex()[:8]})"   # nodes may share a name
@@ -275,7 +291,8 @@ class Members:
             del self.dead[oldest]
             self._desk.persist(TABLE, oldest, None)
         self._desk.note(now, node_id, cause.message)
-        self._changed_node(now, node_id)
+        self._rows.pop(node_id, None)
+        self._views.row_changed(now, node_id)
         self._pubsub.published("node", node_id, node=info)
         self._pubsub.node_gone(node_id)
         return cause
@@ -294,14 +311,12 @@ class Members:
         if self._refused_at:
             refused = min(self._refused_at.values()) + self._timing.refused_s
             due = refused if due is None else min(due, refused)
-        if self._changed:
-            due = self._view_at if due is None else min(due, self._view_at)
-        return due
+        views = self._views.next_deadline()
+        return due if views is None else views if due is None else min(due, views)
 
     def tick(self, now: float) -> list[tuple[bytes, str]]:
         """Send view deltas that are due; returns the nodes that must be declared dead, and why."""
-        if self._changed and now >= self._view_at:
-            self._broadcast(now)
+        self._tell(now)
         lost = [
             (node_id, f"its address refuses connections for {self._timing.refused_s:g} s")
             for node_id, since in self._refused_at.items()
@@ -320,26 +335,10 @@ class Members:
             )
         return lost
 
-    def _changed_node(self, now: float, node_id: bytes) -> None:
-        if not self._changed:
-            self._view_at = max(now, self._view_at)
-        self._changed[node_id] = None
-
-    def _broadcast(self, now: float) -> None:
-        """One delta for everybody; a node is not told about itself alone."""
-        changed, self._changed = self._changed, {}
-        self._view_at = now + VIEW_PAUSE_S * max(1.0, len(self.living) / 50)
-        infos = [
-            self.living[node_id].info if node_id in self.living else self.dead[node_id]
-            for node_id in changed
-            if node_id in self.living or node_id in self.dead
-        ]
-        if not infos:
-            return
-        message = gcs.NodeMessage(view=gcs.ClusterView(nodes=infos))
-        for node_id, member in self.living.items():
-            if member.registered and not (len(changed) == 1 and node_id in changed):
-                self._desk.send(node_id, message)
+    def _tell(self, now: float) -> None:
+        due = self._views.next_deadline()
+        if due is not None and now >= due:
+            self._views.tick(now, self._rows, self.dead, list(self.view))
 
     # ---- looking in
 
@@ -378,6 +377,9 @@ class Members:
                 for name, amount in member.view.available.items():
                     expected = member.reported.get(name, 0) - unseen.get(name, 0)
                     assert amount == expected, f"placements of {name} do not add up"
+        self.rankings.check()
+        assert list(self._rows) == list(self.living)
+        assert all(self._rows[node_id] is member.info for node_id, member in self.living.items())
         for info in self.dead.values():
             assert info.state == pb.NODE_DEAD
 

@@ -17,10 +17,11 @@ are remembered, an older one is a stranger again.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from miniray._proto import common_pb2 as common
 from miniray._proto import gcs_pb2
+from miniray.core import resources
 from miniray.core.policy import NodeView
 from miniray.core.relay import node_died
 
@@ -44,6 +45,8 @@ class Neighbours:
 
     def view_arrived(self, now: float, view: gcs_pb2.ClusterView) -> list[tuple[bytes, common.Failure]]:
         """News from the GCS. Returns the nodes that are dead by it, and why."""
+        if view.packed:
+            view.MergeFromString(view.packed)
         dead = []
         for info in view.nodes:
             if info.node_id == self.node_id:
@@ -53,6 +56,8 @@ class Neighbours:
             else:
                 self.view[info.node_id] = NodeView.of(info)
                 self._name(info)
+        for figures in view.figures:
+            self._revise(figures)
         if view.full:  # a peer that no view has named yet may have registered after this one was made
             named = {info.node_id for info in view.nodes}
             for node_id in self.peers:
@@ -61,6 +66,15 @@ class Neighbours:
                 elif node_id not in named:
                     self.strangers.setdefault(node_id, now + STRANGER_S)
         return dead
+
+    def _revise(self, figures: gcs_pb2.NodeFigures) -> None:
+        """Other amounts of a node; the object is new, for who holds the old one has changed its amounts."""
+        known = self.view.get(figures.node_id)
+        if known is None or figures.node_id == self.node_id:
+            return
+        total = resources.from_map(figures.total) if figures.HasField("total") else known.total
+        available = resources.from_map(figures.available)
+        self.view[figures.node_id] = replace(known, available=available, total=total)
 
     def _name(self, info: common.NodeInfo) -> None:
         self.peers[info.node_id] = info

@@ -25,7 +25,7 @@ from typing import Any
 from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core import resources as res
-from miniray.core.bundles import Group, plan_bundles
+from miniray.core.bundles import Group, Plan, plan_bundles
 from miniray.core.desk import Desk, Refusal, short
 from miniray.core.link import AT_ONCE
 from miniray.core.members import Members
@@ -176,6 +176,11 @@ class Placement:
             if not self._groups[pg_id].info.detached:
                 self.removed(now, pg_id)
 
+    def count(self) -> tuple[int, int]:
+        """(groups that are not removed, those of them that wait for room or are being placed)."""
+        pending = sum(group.info.state != pb.GROUP_CREATED for group in self._groups.values())
+        return len(self._groups), pending
+
     # ---- placing
 
     def freed(self) -> None:
@@ -211,17 +216,18 @@ class Placement:
         self._dirty = False
         count = len(self._waiting)
         self._next_pass = now + min(0.5, PASS_COST_S * count) if count > 20 else 0.0
+        failed: dict[bytes, Plan] = {}
         for pg_id in list(self._waiting):
-            self._plan(now, self._groups[pg_id])
+            self._plan(now, self._groups[pg_id], failed)
 
-    def _plan(self, now: float, group: Group) -> None:
-        plan = plan_bundles(
-            self._members.view,
-            group.missing(),
-            group.info.strategy,
-            taken=group.settled(),
-            avoid=group.avoid,
-        )
+    def _plan(self, now: float, group: Group, failed: dict[bytes, Plan]) -> None:
+        """Find places and prepare them; `failed`: shapes that found none in this pass."""
+        is_fresh = not group.avoid and not group.settled()
+        plan = failed.get(group.shape) if is_fresh else None
+        if plan is None:
+            plan = self._places(group)
+            if is_fresh and plan.nodes is None:
+                failed[group.shape] = plan
         if plan.nodes is None:
             if group.info.pending_reason != plan.reason:
                 group.info.pending_reason = plan.reason
@@ -235,6 +241,19 @@ class Placement:
         for node_id, indices in group.by_node(plan.nodes).items():
             demand = group.demand(indices)
             group.awaited[node_id] = self._request(group, node_id, _STEP.PREPARE, indices, demand)
+
+    def _places(self, group: Group) -> Plan:
+        """A plan among the few nodes that matter; among all where that fails, for the reason."""
+        missing, taken = group.missing(), group.settled()
+        if not any(bundle.labels for bundle in missing):
+            demands = [bundle.demand for bundle in missing]
+            few = self._members.rankings.candidates(demands, taken.values())
+            plan = plan_bundles(few, missing, group.info.strategy, taken=taken, avoid=group.avoid)
+            if plan.nodes is not None:
+                return plan
+        return plan_bundles(
+            self._members.view, missing, group.info.strategy, taken=taken, avoid=group.avoid
+        )
 
     # ---- answers
 

@@ -139,6 +139,11 @@ def choose(
     return refusal
 
 
+def is_default(strategy: SchedulingStrategy) -> bool:
+    """Whether it restricts nothing and asks for nothing: the hybrid rule alone decides."""
+    return strategy.WhichOneof("kind") is None and not strategy.labels and not strategy.soft_labels
+
+
 def has_room(node: NodeView, demand: Resources) -> bool:
     """Whether the node could start `demand` now, by what is known of it."""
     return _within(demand, node.available, node.total)
@@ -216,28 +221,28 @@ def _hybrid(
     nodes: list[NodeView], demand: Resources, local: bytes | None, rng: Random | None, avoid: Container[bytes]
 ) -> bytes | None:
     """Rule 4."""
-    top = max(1, int(len(nodes) * TOP_FRACTION))
+    top = number_of_best(len(nodes))
     scored: list[tuple[float, int]] = []
     idle = 0
     for position, node in _local_first(nodes, local):
         if node.node_id in avoid or not has_room(node, demand):
             continue
-        score = _score(node, demand)
-        if score == 0.0:
+        mark = score(node, demand)
+        if mark == 0.0:
             if node.node_id == local:
                 return local
             idle += 1
             if idle == top:
                 # nodes come in packing order: nothing later can beat these
                 scored = [entry for entry in scored if entry[0] == 0.0]
-                scored.append((score, position))
+                scored.append((mark, position))
                 break
-        scored.append((score, position))
+        scored.append((mark, position))
     if not scored:
         return None
     scored.sort()
     if local is not None:
-        best = [position for score, position in scored if score == scored[0][0]]
+        best = [position for mark, position in scored if mark == scored[0][0]]
         for position in best:
             if nodes[position].node_id == local:
                 return local
@@ -256,7 +261,12 @@ def _local_first(nodes: list[NodeView], local: bytes | None) -> Iterable[tuple[i
     return order
 
 
-def _score(node: NodeView, demand: Resources) -> float:
+def number_of_best(count: int) -> int:
+    """Among how many of `count` nodes the choice is random."""
+    return max(1, int(count * TOP_FRACTION))
+
+
+def score(node: NodeView, demand: Resources) -> float:
     """How used the node would be: 0 below the threshold, else the share of its scarcest resource."""
     worst = 0.0
     for name in demand if res.CPU in demand else (*demand, res.CPU):
@@ -265,10 +275,10 @@ def _score(node: NodeView, demand: Resources) -> float:
             use = (total - node.available.get(name, 0) + demand.get(name, 0)) / total
             if use > worst:
                 worst = use
-    score = 0.0 if worst <= SPREAD_THRESHOLD else worst
+    mark = 0.0 if worst <= SPREAD_THRESHOLD else worst
     if res.GPU in node.total and res.GPU not in demand:
-        score += _GPU_PENALTY
-    return score
+        mark += _GPU_PENALTY
+    return mark
 
 
 # ---- labels --------------------------------------------------------------------------------

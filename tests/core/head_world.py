@@ -86,6 +86,8 @@ class World:
             if copy.WhichOneof("body") == "reply":
                 self.replies[copy.reply.request_id] = copy.reply
             else:
+                if copy.HasField("view"):
+                    copy.view.MergeFromString(copy.view.packed)
                 self.inbox.setdefault(effect.peer[0], []).append(copy)
         else:
             assert isinstance(effect, Answer)

@@ -28,7 +28,7 @@ def test_the_others_get_deltas_and_a_node_hears_nothing_of_itself_alone() -> Non
     world.beat(2, CPU=3)
     world.sleep(0.2)
     (delta,) = world.take(1, "view")
-    assert not delta.full and delta.nodes[0].available.amounts["CPU"] == 3 * 10_000
+    assert not delta.full and delta.figures[0].available.amounts["CPU"] == 3 * 10_000
     assert world.take(2, "view") == []
     world.beat(2, CPU=3)
     world.sleep(0.2)
