@@ -4,7 +4,7 @@
 
     joined, died, drained ─────▶ whole row ────┐
     totals changed (bundles) ──▶ figures ──────┴─▶ `URGENT_BYTES_PER_S` ──┐
-    available changed ─────────▶ figures ────────▶ `FIGURES_BYTES_PER_S` ─┴─▶ one message, encoded once, to all
+    available changed ─────────▶ figures ────────▶ `FIGURES_BYTES_PER_S` ┴─▶ one message for all, encoded once
 
 Everybody is told of everybody, so with n nodes a second of changes is n² figures. What goes out is
 therefore bounded in bytes, not in time: after a broadcast the next one of its kind waits until the

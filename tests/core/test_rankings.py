@@ -51,7 +51,9 @@ class Nodes:
         self.rankings.check()
 
 
-DEMANDS: list[Resources] = [{"CPU": UNIT}, {"CPU": UNIT // 2}, {"GPU": UNIT}, {}, {"CPU": 3 * UNIT, "memory": UNIT}]
+DEMANDS: list[Resources] = [
+    {"CPU": UNIT}, {"CPU": UNIT // 2}, {"GPU": UNIT}, {}, {"CPU": 3 * UNIT, "memory": UNIT},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -62,7 +64,8 @@ def test_the_best_node_is_the_one_that_choose_would_draw(seed: int) -> None:
         demand = nodes.rng.choice(DEMANDS)
         local = nodes.rng.choice(list(nodes.view))
         avoid = nodes.rng.sample(list(nodes.view), 1) if step % 3 == 0 else []
-        plain = choose(nodes.view, demand, pb.SchedulingStrategy(), local=local, rng=Random(step), avoid=avoid)
+        strategy, rng = pb.SchedulingStrategy(), Random(step)
+        plain = choose(nodes.view, demand, strategy, local=local, rng=rng, avoid=avoid)
         best = nodes.rankings.best(demand, local=local, rng=Random(step), avoid=avoid)
         assert best == plain.node_id
 

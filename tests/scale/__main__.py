@@ -50,7 +50,8 @@ def table(sizes: list[Size], results: list[tuple[list[Phase], dict[str, Any]]]) 
         cells = [f"{us:,.1f} us" for us in each]
         ratio = f"{each[-1] / each[0]:.2f}"
         lines.append(f"| {phase.name} | {' | '.join(cells)} | {ratio} | {phase.stall_s * 1e3:.1f} ms |")
-    lines += ["", "| memory | " + " | ".join(counts) + " | last / first |", "|---|" + "---:|" * (len(sizes) + 1)]
+    lines += ["", "| memory | " + " | ".join(counts) + " | last / first |"]
+    lines.append("|---|" + "---:|" * (len(sizes) + 1))
     for key, name in (("node", "node"), ("actor", "actor"), ("group", "placement group"),
                       ("view", "another node, in a raylet")):  # fmt: skip
         sums = [figures[key] for _, figures in results]

@@ -180,7 +180,8 @@ class HollowNode:
     def request(self, worker_id: bytes, **body: Any) -> None:
         """A request of one of its processes to the GCS."""
         sender = common.Address(node_id=self.id, worker_id=worker_id)
-        self.say(worker_id, control=gcs.ControlRequest(request_id=next(self._requests), sender=sender, **body))
+        number = next(self._requests)
+        self.say(worker_id, control=gcs.ControlRequest(request_id=number, sender=sender, **body))
 
     # ---- links and effects
 

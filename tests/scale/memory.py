@@ -1,4 +1,4 @@
-"""What a restarted head, and a raylet that has just joined, hold in memory: bytes by the growth of the process.
+"""What a restarted head, and a raylet that has just joined, hold: bytes by the growth of the process.
 
 `python -m tests.scale.memory DATABASE` prints one line of JSON. A process of its own, for what the
 hollow cluster itself needs would hide it.
