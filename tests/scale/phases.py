@@ -82,7 +82,7 @@ class HollowCluster:
             self._phase("placement group of 4 made", size.groups, self._make_groups),
             self._phase("task running (figures of its lease)", size.tasks, self._run_tasks),
             self._phase("task finished (event)", size.nodes * BATCHES * ROWS_PER_BATCH, self._tell_events),
-            self._phase("heartbeat with news, and views", size.nodes * BUSY_BEATS, self._beat_busy, net=False),
+            self._phase("heartbeat with news, views", size.nodes * BUSY_BEATS, self._beat_busy, net=False),
             self._phase("heartbeat without", size.nodes * IDLE_BEATS, self._beat_idle, net=False),
             self._phase("status asked for, per node", size.nodes * 5, self._ask_status),
             self._phase("actor dies", size.actors // 20, self._lose_actors),
