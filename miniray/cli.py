@@ -19,6 +19,7 @@ COMMANDS = {
     "stop": ("miniray.commands.stop:stop", "End every session of this user on this machine."),
     "status": ("miniray.commands.status:status", "Nodes, resources and what is waiting for them."),
     "list": ("miniray.commands.listing:listing", "List tasks, actors, nodes or jobs."),
+    "job": ("miniray.commands.jobs:job", "Submit, follow, list and stop jobs that the cluster runs."),
     "why": ("miniray.commands.why:why", "Why a task, actor, object, node or group is as it is."),
     "storage": ("miniray.commands.storage:storage", "Check or repair the head's tables."),
     "metrics": ("miniray.commands.metrics:metrics", "What programs count, for Prometheus."),

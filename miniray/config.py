@@ -43,6 +43,7 @@ KNOBS = {
         Knob("address", "", "cluster to join when init() gets none", ("RAY_ADDRESS",)),
         Knob("namespace", "", "namespace of named actors when init() gets none", ("RAY_NAMESPACE",)),
         Knob("runtime_env", "", "JSON of the job's runtime_env when init() gets none", ("RAY_RUNTIME_ENV",)),
+        Knob("job_metadata", "", "JSON of metadata that is added to the job's"),
         Knob("tmpdir", "", "parent of session directories instead of /tmp", ("RAY_TMPDIR", "TMPDIR")),
         Knob("auth_token", "", "token of the cluster to join", ("RAY_AUTH_TOKEN",)),
         Knob(
@@ -150,7 +151,9 @@ KNOBS = {
     )
 }
 
-PRIVATE = ("auth_token", "auth_token_path", "join", "address", "tmpdir", "tls_ca", "tls_cert", "tls_key")
+PRIVATE = (
+    "job_metadata", "auth_token", "auth_token_path", "join", "address", "tmpdir", "tls_ca", "tls_cert", "tls_key",
+)  # fmt: skip
 """A process's own: these do not travel to the cluster."""
 
 _adopted: dict[str, Any] = {}

@@ -19,7 +19,8 @@ def describe(
     namespace: str | None, runtime_env: Any, job_config: Any
 ) -> tuple[dict[str, Any], list[Package]]:
     """What the cluster is told about this driver, and what it is to upload."""
-    metadata = dict(getattr(job_config, "metadata", None) or {})
+    metadata = json.loads(config.get("job_metadata") or "{}")
+    metadata.update(getattr(job_config, "metadata", None) or {})
     if job_config is not None:
         namespace = namespace or getattr(job_config, "ray_namespace", None)
         runtime_env = runtime_env or getattr(job_config, "runtime_env", None)
