@@ -152,7 +152,8 @@ KNOBS = {
 }
 
 PRIVATE = (
-    "job_metadata", "auth_token", "auth_token_path", "join", "address", "tmpdir", "tls_ca", "tls_cert", "tls_key",
+    "address", "auth_token", "auth_token_path", "job_metadata", "join", "tls_ca", "tls_cert", "tls_key",
+    "tmpdir",
 )  # fmt: skip
 """A process's own: these do not travel to the cluster."""
 
