@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
+from miniray.core import limits
 from miniray.core.desk import Refusal, short
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ class Requests:
         if handler is None:
             text = "the head does not know this request: it is older than the one who asks"
             return _refused(request, Refusal(pb.INVALID_ARGUMENT, text))
+        too_much = limits.problem(request)
+        if too_much:
+            return _refused(request, Refusal(pb.INVALID_ARGUMENT, too_much))
         key = b""
         if kind in _REMEMBERED and request.sender.node_id:
             key = _REPLY_KEY.pack(request.sender.node_id, request.request_id)

@@ -24,12 +24,15 @@ from dataclasses import dataclass, field
 from google.protobuf.message import DecodeError
 
 from miniray._proto.worker_pb2 import Register, ToRaylet, ToWorker
+from miniray.core import limits
 from miniray.runtime import agent
 from miniray.runtime.access import Access
 
 MAX_MESSAGE = 512 << 20
 MAX_GREETING = 1 << 20
 """Length limit of the first message, before the token is known to be right."""
+MAX_STRANGERS = 1024
+"""Connections that have not registered; beyond that the oldest makes room."""
 CONGESTED_BYTES = 32 << 20
 RELIEVED_BYTES = 4 << 20
 BUFFER_LIMIT = 1 << 30
@@ -84,6 +87,8 @@ class ClientServer:
         self._access = Access.of(token)
         self._events = events
         self._clients: dict[int, Client] = {}
+        self._strangers: dict[Client, None] = {}
+        """Who has connected and not registered yet, oldest first."""
         self._unflushed: dict[Client, None] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
@@ -114,7 +119,10 @@ class ClientServer:
                 continue
             client = Client(sock, pid, os.urandom(28))
             self._clients[sock.fileno()] = client
+            self._strangers[client] = None
             self._loop.add_reader(sock.fileno(), self._readable, client)
+            if len(self._strangers) > MAX_STRANGERS:
+                self._close(next(iter(self._strangers)))
 
     # ---- reading ----
 
@@ -153,6 +161,8 @@ class ClientServer:
 
     def _handle(self, client: Client, message: ToRaylet) -> None:
         if client.registered:
+            if message.WhichOneof("body") == "lease_request" and limits.problem(message.lease_request):
+                raise ValueError("a lease that nobody can ask for")
             fd = None
             if client.fds and _brings_descriptor(message):
                 fd = client.fds.popleft()
@@ -162,6 +172,7 @@ class ClientServer:
         if message.WhichOneof("body") != "register" or not self._access.accepts_known(register.token):
             raise ValueError("not registered")
         client.registered = True
+        del self._strangers[client]
         self._events.on_register(client, register)
 
     # ---- writing ----
@@ -261,6 +272,7 @@ class ClientServer:
         self._loop.remove_reader(number)
         self._loop.remove_writer(number)
         del self._clients[number]
+        self._strangers.pop(client, None)
         with contextlib.suppress(OSError):
             client.sock.close()
         for fd in client.fds:

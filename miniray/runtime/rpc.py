@@ -49,6 +49,10 @@ PROTOCOL_VERSION = 1
 """Raised when daemons of different versions could not understand one another."""
 
 MAX_MESSAGE_BYTES = 512 << 20
+CALL_S = 120.0
+"""The GCS answers a single call within this, or not at all."""
+FETCH_S = 600.0
+"""An object over gRPC has come within this."""
 
 GCS = "miniray.v1.Gcs"
 RAYLET = "miniray.v1.Raylet"
@@ -61,6 +65,10 @@ _MESSAGE_OPTIONS = [
 SERVER_OPTIONS = [
     *_MESSAGE_OPTIONS,
     ("grpc.so_reuseport", 0),  # else a second head binds the same port and steals half the calls
+    ("grpc.server_handshake_timeout_ms", 10_000),  # TLS, and the first words of HTTP/2
+    ("grpc.max_connection_idle_ms", 300_000),  # without a stream or a call
+    ("grpc.max_concurrent_streams", 4096),  # of one connection
+    ("grpc.max_metadata_size", 16 << 10),
 ]
 
 CHANNEL_OPTIONS = [
@@ -316,7 +324,7 @@ async def fetch(
             response_deserializer=raylet.Chunk.FromString,
         )
         try:
-            async for chunk in method(request, metadata=_credentials(access.token, node_id)):
+            async for chunk in method(request, metadata=_credentials(access.token, node_id), timeout=FETCH_S):
                 yield chunk
         except grpc.aio.AioRpcError as error:
             raise ConnectionError(explain(error, address)) from None
@@ -518,7 +526,11 @@ async def serve_gcs(
         await streams.run(shell.serve(node_id, _ServerStream(context)))
 
     async def call(request: gcs.ControlRequest, context: Any) -> gcs.ControlReply:
-        return await shell.call(request)
+        try:
+            return await asyncio.wait_for(shell.call(request), CALL_S)
+        except asyncio.TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {CALL_S:.0f} s")
+            raise
 
     methods = {
         "Handshake": _unary(shake, gcs.HandshakeRequest),

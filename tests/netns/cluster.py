@@ -37,7 +37,7 @@ until(lambda: sum(node["Alive"] for node in ray.nodes()) == len(NAMES), "all nod
 """
 """What each driver begins with: NAMES are its hosts, `on(name)` the options that place something on one."""
 
-BEYOND_LOOPBACK = ("--plain-text",)
+BEYOND_LOOPBACK = ()
 """What `miniray start` wants to hear before it listens on a network."""
 
 

@@ -1,0 +1,109 @@
+"""What holds a cluster together can be replaced while it works: token, certificates, the CA itself."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import miniray as ray
+from miniray._proto import gcs_pb2 as gcs
+from miniray.runtime import certificates, join_string, rpc
+from miniray.runtime.access import Identity, NotAdmitted
+from miniray.runtime.meeting import introduce
+from tests.security.support import ROOT, Encrypted, own_address, until
+
+
+@ray.remote(resources={"far": 0.01}, num_cpus=0)
+class Far:
+    def echo(self, value: bytes) -> bytes:
+        return value
+
+
+def test_rotation_refuses_the_old_and_costs_the_connected_nothing() -> None:
+    cluster = Encrypted()
+    try:
+        node = cluster.add_node()
+        old = cluster.join_string
+        token = Path(node["session_dir"], "token")
+        rotated = subprocess.run(
+            [sys.executable, "-m", "miniray", "token", "rotate", "--address", str(old)],
+            cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+        assert rotated.returncode == 0, rotated.stderr
+        with pytest.raises(NotAdmitted, match="revoked"):
+            asyncio.run(introduce(old.address, old.token, old.fingerprint))
+        new = join_string.parse(rotated.stdout)
+        assert new.fingerprint == old.fingerprint and new.token != old.token
+        until(lambda: token.read_text() == new.token)
+        with pytest.raises(RuntimeError, match="revoked"):
+            cluster.add_node()
+        cluster.token = new.token
+        cluster.add_node(resources={"far": 1})
+        with pytest.raises(ray.exceptions.AuthenticationError, match="token was replaced"):
+            ray.init(str(old))
+        ray.init(str(new))
+        assert ray.get(Far.remote().echo.remote(b"5"), timeout=60) == b"5", "old and new node speak"
+        assert len(ray.nodes()) == 2 and all(one["Alive"] for one in ray.nodes())
+    finally:
+        ray.shutdown()
+        cluster.close()
+
+
+def test_certificates_are_renewed_while_the_cluster_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    life_s = 6.0
+    monkeypatch.setenv("MINIRAY_CERTIFICATE_LIFE_S", str(life_s))
+    cluster = Encrypted()
+    try:
+        nodes = [cluster.add_node(), cluster.add_node(resources={"far": 1})]
+        monkeypatch.delenv("MINIRAY_CERTIFICATE_LIFE_S")
+        identities = [one["session_dir"] for one in (*nodes, cluster.head)]
+        first = [_certificate(directory) for directory in identities]
+        ends = max(certificates.valid_until(one) for one in first)
+        ray.init(str(cluster.join_string))
+        until(lambda: time.time() > ends + 1, 60)
+        assert all(_certificate(directory) not in first for directory in identities)
+        far = Far.remote()  # between two nodes that have not met: all certificates of the start have ended
+        assert ray.get(far.echo.remote(b"x" * 1_000_000), timeout=60) == b"x" * 1_000_000
+        access = asyncio.run(introduce(cluster.address, cluster.token, cluster.join_string.fingerprint))
+        status = gcs.ControlRequest(status=gcs.StatusQuery())
+        assert len(asyncio.run(rpc.call_head(cluster.address, access, status)).status.nodes) == 2
+    finally:
+        ray.shutdown()
+        cluster.close()
+
+
+def _certificate(directory: str) -> bytes:
+    identity = Identity.load(directory)
+    assert identity is not None
+    return identity.certificate
+
+
+def own_pki(folder: Path, host: str, *more: str) -> list[str]:
+    """CA, certificate and key as files, as an administrator would make them."""
+    authority = certificates.Authority.create()
+    key, request = certificates.key_and_request()
+    (folder / "ca.pem").write_bytes(authority.certificate)
+    (folder / "cert.pem").write_bytes(authority.sign(request, "some.name", 600, [host, *more]))
+    (folder / "key.pem").write_bytes(key)
+    return [str(folder / name) for name in ("ca.pem", "cert.pem", "key.pem")]
+
+
+def test_an_own_pki_is_used_instead(tmp_path: Path) -> None:
+    pki = own_pki(tmp_path, own_address())
+    cluster = Encrypted(pki=pki)
+    try:
+        assert cluster.head["fingerprint"] == ""
+        cluster.add_node(pki=pki)
+        cluster.add_node(pki=pki, resources={"far": 1})
+        ray.init(cluster.address)
+        far = Far.remote()
+        assert ray.get(far.echo.remote(b"x" * 1_000_000), timeout=60) == b"x" * 1_000_000
+        with pytest.raises(RuntimeError, match="does not accept"):
+            cluster.add_node()
+    finally:
+        ray.shutdown()
+        cluster.close()
