@@ -85,6 +85,7 @@ _MODULES = frozenset(
         "remote_function",
         "runtime_context",
         "runtime_env",
+        "train",
         "types",
         "util",
     }

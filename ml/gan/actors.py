@@ -31,12 +31,12 @@ import torch
 from numpy.typing import NDArray
 
 import miniray as ray
+from miniray.train.sync.rules import Merger, Vector
 from ml.gan.config import TrainConfig
 from ml.gan.group import Member, Start, State, new_merger
 from ml.gan.machine import usable_cores
 from ml.gan.replica import Replica, Report
 from ml.gan.schedule import Round, Schedule
-from ml.gan.sync import Merger, Vector
 from ml.gan.vector import Layout
 
 _PATIENCE_S = 10.0  # how long to wait for workers before saying what the run waits for

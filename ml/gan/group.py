@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from miniray.train.sync.rules import Merger, Vector
 from ml.gan import model
 from ml.gan.config import TrainConfig
 from ml.gan.replica import Replica, Report
 from ml.gan.schedule import Round
-from ml.gan.sync import Merger, Vector
 from ml.gan.vector import Layout
 
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from miniray.train.sync.rules import Vector
 from ml.gan import model
 from ml.gan.adam import Adam
 from ml.gan.config import TrainConfig
 from ml.gan.schedule import Schedule
 from ml.gan.streams import Stream, normal_rows
-from ml.gan.sync import Vector
 from ml.gan.vector import Layout
 
 _BETAS = (0.5, 0.999)

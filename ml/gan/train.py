@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from miniray.train.sync.rules import STRATEGIES
 from ml.gan import data
 from ml.gan.config import FIXED_ON_RESUME, TrainConfig
 from ml.gan.machine import usable_cores
 from ml.gan.options import ADDRESS_HELP, DEVICES, HelpFormatter, count, fraction, positive
-from ml.gan.sync import STRATEGIES
 
 if TYPE_CHECKING:
     from ml.gan.artifacts import Checkpoint

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ml.gan.sync import Parts, Vector
+from miniray.train.sync.rules import Parts, Vector
 
 _ENDINGS = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's buffers; all else is a weight
 

@@ -17,8 +17,8 @@ pytest.importorskip("PIL", reason="Pillow is not installed")
 
 from PIL import Image  # noqa: E402
 
+from miniray.train.sync.rules import STRATEGIES  # noqa: E402
 from ml.gan import artifacts, generate, measure, model, train  # noqa: E402
-from ml.gan.sync import STRATEGIES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [

@@ -17,6 +17,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 ray: Any = pytest.importorskip("miniray", reason="the engine is not built")
 
+from miniray.train.sync.rules import STRATEGIES, Merger  # noqa: E402
 from ml.gan import data  # noqa: E402
 from ml.gan import generate as gan_generate  # noqa: E402
 from ml.gan import train as gan_train  # noqa: E402
@@ -24,7 +25,6 @@ from ml.gan.config import TrainConfig  # noqa: E402
 from ml.gan.group import Blueprint, new_merger  # noqa: E402
 from ml.gan.replica import Replica  # noqa: E402
 from ml.gan.schedule import Schedule  # noqa: E402
-from ml.gan.sync import STRATEGIES, Merger  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--dataset", "synthetic:70", "--width", "4", "--latent-dim", "8", "--batch-size", "8", "--seed", "5"]

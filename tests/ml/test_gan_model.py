@@ -11,12 +11,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+from miniray.train.sync.rules import merge  # noqa: E402
 from ml.gan import data, model  # noqa: E402
 from ml.gan.adam import Adam  # noqa: E402
 from ml.gan.config import TrainConfig  # noqa: E402
 from ml.gan.draw import CHUNK, calibrate, chunks, draw_images  # noqa: E402
 from ml.gan.replica import Replica  # noqa: E402
-from ml.gan.sync import merge  # noqa: E402
 from ml.gan.vector import Layout  # noqa: E402
 
 CONFIG = TrainConfig(width=4, latent_dim=8, batch_size=8, seed=3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ml.gan.sync import Merger, Parts, merge
+from miniray.train.sync import Merger, Parts, merge
 
 PARTS = Parts(weights=7, statistics=3, counters=2)
 

@@ -1,4 +1,4 @@
-"""How the weights of N workers become one: average, weighted average, or average with block momentum.
+"""The rules of merging: average, weighted average, average with block momentum.
 
 Pure NumPy: no torch, no engine, no clock. A model travels as one flat float32 vector in four parts,
 
@@ -76,7 +76,7 @@ class Merger:
     """Merges round after round by one strategy, and follows the merged weights with a moving average.
 
     State: the last merged vector, the velocity (momentum only) and the moving average, each one vector.
-    Runs in the driver (one process) or as an actor of its own; calls must not overlap.
+    A plain object, or an actor of its own; calls must not overlap.
     """
 
     def __init__(
@@ -109,23 +109,29 @@ class Merger:
             if vector.shape != (parts.size,):
                 raise ValueError(f"a vector of {vector.shape} where the model has {parts.size} values")
 
-    def merge(self, steps: int, images: Sequence[int], *vectors: Vector) -> Vector:
+    def merge(self, steps: int, images: Sequence[float], *vectors: Vector) -> Vector:
         """Merge the workers' vectors after `steps` steps in which worker i trained on `images[i]` images.
 
         Returns the vector that all workers must load next; the caller must not write to it.
         """
         shares = images if self._strategy == "weighted" else [1] * len(vectors)
-        merged = merge(vectors, shares, self._parts)
+        return self.advance(steps, merge(vectors, shares, self._parts))
+
+    def advance(self, steps: int, mean: Vector) -> Vector:
+        """Go on from the workers' mean, however it was made. The vector becomes the Merger's."""
         if self._strategy == "momentum":
             weights = slice(self._parts.weights)
             self._velocity *= self._momentum
-            self._velocity += merged[weights] - self._merged[weights]
-            np.add(self._merged[weights], self._velocity, out=merged[weights])
-        self._merged = merged
+            self._velocity += mean[weights] - self._merged[weights]
+            np.add(self._merged[weights], self._velocity, out=mean[weights])
+        self._merged = mean
         self._follow(np.float32(self._ema_decay**steps))
-        return merged
+        return mean
 
     def _follow(self, keep: np.float32) -> None:
+        if self._ema_decay == 0:
+            self._ema = self._merged
+            return
         self._ema *= keep
         self._ema += (np.float32(1) - keep) * self._merged
 

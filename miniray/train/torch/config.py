@@ -1,0 +1,68 @@
+"""TorchConfig: torch.distributed between the workers of a group.
+
+Ranks find one another through the cluster's key-value store, so nothing listens for the rendezvous and no
+port is agreed on. The tensors then travel between the processes by gloo or NCCL, on the network on
+which the nodes reach one another; that traffic is the backend's own and is neither checked nor encrypted.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+from miniray.train.backend import BackendConfig
+from miniray.train.session import TrainContext
+
+
+@dataclass
+class TorchConfig(BackendConfig):
+    """How the process group is made.
+
+    Args:
+        backend: "gloo" or "nccl"; None: NCCL where the worker has a GPU, else gloo.
+        timeout_s: How long a rank waits for the others, when starting and in each operation.
+    """
+
+    backend: str | None = None
+    timeout_s: float = 1800.0
+
+    def on_start(self, context: TrainContext, group: str) -> None:
+        """Join the process group."""
+        import torch
+        import torch.distributed as dist
+
+        from miniray.train.torch.device import get_device
+        from miniray.util.collective.rendezvous import ClusterStore, KeyValues
+
+        device = get_device()
+        backend = self.backend or ("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        _use_the_nodes_network()
+        timeout = timedelta(seconds=self.timeout_s)
+        store = ClusterStore(KeyValues(group), "start", timeout)
+        dist.init_process_group(
+            backend, store=store, rank=context.world_rank, world_size=context.world_size, timeout=timeout
+        )
+
+    def on_shutdown(self) -> None:
+        """Leave the process group."""
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _use_the_nodes_network() -> None:
+    """Have gloo and NCCL use the network interface of the node's address, unless the user named one."""
+    import psutil
+
+    from miniray.util import get_node_ip_address
+
+    address = get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+            if name != "lo":
+                os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
