@@ -209,6 +209,8 @@ class Controller:
 class LocalController(Controller):
     """The run of a loop in this process: `num_workers=0`. Needs no cluster, and starts nothing again."""
 
+    _of_callback: Exception | None = None
+
     def run(self) -> Result:
         """Train to the end. TrainingFailedError, from what the loop raised."""
         self._iteration = self._folder.go_back()
@@ -216,12 +218,14 @@ class LocalController(Controller):
         self._earlier_s = float(history[-1]["time_total_s"]) if history else 0.0
         assignment = self._assignment()
         checkpoint = Checkpoint(assignment.checkpoint) if assignment.checkpoint else None
-        session.enter(_LocalSession(assignment.context, checkpoint, self._shard, take=self._take))
+        session.enter(_LocalSession(assignment.context, checkpoint, self._shard, take=self._taken))
         for callback in self._job.run.callbacks:
             callback.after_start(self._job.run, 0, list(history))
         try:
             value = call_loop(self._job.loop, self._job.config)
         except Exception as error:
+            if error is self._of_callback:
+                raise
             self._folder.state.error = repr(error)
             self._folder.save()
             raise TrainingFailedError(f"the training loop raised {error!r}") from error
@@ -229,6 +233,13 @@ class LocalController(Controller):
             session.enter(None)
             self._line.close()
         return self._finished(value)
+
+    def _taken(self, reports: list[Report]) -> None:
+        try:
+            self._take(reports)
+        except Exception as error:  # it passes through the loop, and is not the loop's
+            self._of_callback = error
+            raise
 
     def _shard(self, name: str) -> Shard:
         return Shard(self._job.datasets[name])
@@ -238,7 +249,7 @@ class LocalController(Controller):
 class _LocalSession(session.Session):
     """Hands each report to the controller itself."""
 
-    take: Callable[[list[Report]], bool] | None = None
+    take: Callable[[list[Report]], None] | None = None
 
     def queue(self, report: Report) -> None:
         assert self.take is not None

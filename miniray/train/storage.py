@@ -34,7 +34,6 @@ from miniray.train.tensorboard import EventWriter
 STATE = "run_state.json"
 HISTORY = "result.jsonl"
 _STAGING = ".staging"
-_LOCK = ".lock"
 _MARKER = ".marker"
 ITERATION = "training_iteration"
 
@@ -94,16 +93,16 @@ class RunFolder:
         self._events: EventWriter | None = None
         self._file: IO[str] | None = None
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = (path / _LOCK).open("a+")
+        self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._lock.close()
+            os.close(self._lock)
             raise StorageError(f"another process trains in {path}: name another run, or end it") from error
         try:
             self.state, self.history = _read_state(path), _read_history(path)
         except StorageError:
-            self._lock.close()
+            os.close(self._lock)
             raise
         self._sweep()
 
@@ -193,7 +192,7 @@ class RunFolder:
         self.close_files()
         shutil.rmtree(self.path / _STAGING, ignore_errors=True)
         (self.path / _MARKER).unlink(missing_ok=True)
-        self._lock.close()
+        os.close(self._lock)
 
     def _checkpoint(self, saved: Saved) -> Checkpoint:
         return Checkpoint(self.path / saved.name)

@@ -3,7 +3,7 @@
     generator.pth, discriminator.pth   state dicts (torch.load with weights_only=True)
     generator.safetensors              the same generator, where safetensors is installed
     worker_0/generator_0.pth           a link to generator.pth: the path that older command lines name
-    checkpoint.pth                     what --resume continues from: tensors and plain values only
+    run/                               checkpoints and reports: what --resume goes on from (miniray.train)
     run.json                           settings, machines, versions, losses per epoch
     quality.json                       what was measured on generated images, and how (scores.py)
     grid.png, losses.png, quality.png  pictures of the result; previews/ where asked for
@@ -18,18 +18,12 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ml.gan.group import State
-
-CHECKPOINT = "checkpoint.pth"
-_FORMAT = 1
 # One row per round: step after it, epoch (fractional), discriminator's and generator's loss, D's belief in
 # real and in generated images, images/s.
 CURVE_COLUMNS = ("step", "epoch", "d_loss", "g_loss", "d_real", "d_fake", "images_per_s")
@@ -37,18 +31,6 @@ CURVE_COLUMNS = ("step", "epoch", "d_loss", "g_loss", "d_real", "d_fake", "image
 
 class ArtifactError(Exception):
     """A saved file is missing, damaged, or does not belong to this run; the message says which and why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A run as it was after `steps` steps, of `steps_per_epoch` each."""
-
-    state: State
-    steps: int
-    steps_per_epoch: int
-    seconds: float  # trained so far, over all parts of the run
-    config: dict[str, Any]
-    curve: list[tuple[float, ...]]
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
@@ -59,40 +41,6 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write checkpoint.pth; returns its path."""
-    state = checkpoint.state
-    content = {
-        "format": _FORMAT,
-        "merged": _tensor(state.merged),
-        "ema": _tensor(state.ema),
-        "velocity": _tensor(state.velocity),
-        "moments": [_tensor(vector) for vector in state.moments],
-        "curve": torch.tensor(checkpoint.curve, dtype=torch.float64).reshape(-1, len(CURVE_COLUMNS)),
-        "steps": checkpoint.steps,
-        "steps_per_epoch": checkpoint.steps_per_epoch,
-        "seconds": checkpoint.seconds,
-        "config": checkpoint.config,
-    }
-    _replace(folder / CHECKPOINT, lambda path: torch.save(content, path))
-    return folder / CHECKPOINT
-
-
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read checkpoint.pth. Raises ArtifactError."""
-    path = folder / CHECKPOINT
-    if not path.exists():
-        raise ArtifactError(f"nothing to resume: {path.absolute()} does not exist")
-    content = _load(path)
-    if content.get("format") != _FORMAT:
-        raise ArtifactError(f"{path}: format {content.get('format')}, this version reads {_FORMAT}")
-    merged, ema, velocity = (content[name].numpy() for name in ("merged", "ema", "velocity"))
-    state = State(merged, ema, velocity, tuple(vector.numpy() for vector in content["moments"]))
-    curve = [tuple(row) for row in content["curve"].tolist()]
-    sizes = int(content["steps"]), int(content["steps_per_epoch"])
-    return Checkpoint(state, *sizes, float(content["seconds"]), content["config"], curve)
 
 
 def save_models(
@@ -162,8 +110,3 @@ def save_picture(path: Path, picture: Any) -> Path:
     """Write a Pillow image as PNG; returns the path."""
     _replace(path, lambda beside: picture.save(beside, format="PNG"))
     return path
-
-
-def _tensor(vector: Any) -> Tensor:
-    # A copy: torch knows no read-only tensors, and the vector may be a view of shared memory.
-    return torch.from_numpy(np.array(vector, dtype=np.float32))

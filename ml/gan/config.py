@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+WAYS = ("ddp", "sync", "ps")
+STRATEGIES = ("average", "weighted", "momentum")
+
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
@@ -14,7 +17,8 @@ class TrainConfig:
     workers: int = 1
     epochs: int = 30
     batch_size: int = 128  # of each worker
-    sync_interval: int = 5  # steps between merges
+    parallel: str = "sync"  # sync | ddp | ps: see ways.py
+    sync_interval: int = 5  # steps between merges, and of a report
     sync_strategy: str = "average"
     sync_momentum: float | None = None  # None: 1 - 1/workers
     latent_dim: int = 100
@@ -23,6 +27,8 @@ class TrainConfig:
     label_smoothing: float = 0.1  # real images are taught as 1 - this
     ema_decay: float = 0.999  # per step, of the generator that is saved; 0: save the raw weights
     seed: int = 0
+    amp: bool = False  # compute in bfloat16 where that is safe
+    channels_last: bool = True  # memory layout of images and kernels
     device: str = "cpu"  # cpu | cuda, after "auto" is resolved
     dataset: str = "mnist5k"
     job_id: str = ""

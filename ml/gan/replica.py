@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,7 +35,7 @@ _Module = TypeVar("_Module", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one worker measured in one round: means over its steps."""
+    """What one worker measured in one round: means over its images."""
 
     images: int
     seconds: float
@@ -47,31 +48,42 @@ class Report:
 class Replica:
     """A generator, a discriminator and their optimisers, trained by rank `rank` of `config.workers`."""
 
-    def __init__(self, config: TrainConfig, rank: int, images: NDArray[np.uint8]) -> None:
-        """`images` (n, 1 or 3, 32, 32) may be a read-only view of shared memory; only batches are copied."""
+    def __init__(
+        self, config: TrainConfig, rank: int, images: NDArray[np.uint8], schedule: Schedule | None = None
+    ) -> None:
+        """`images` (n, 1 or 3, 32, 32) may be a read-only view of shared memory; only batches are copied.
+
+        `schedule`: where the number of workers is not that of `config`.
+        """
         self._config, self._rank, self._images = config, rank, images
-        self._schedule = Schedule(len(images), config.batch_size, config.workers, config.seed)
-        self._device = torch.device(config.device)
+        self._schedule = schedule or Schedule(len(images), config.batch_size, config.workers, config.seed)
+        self.device = torch.device(config.device)
         pair = model.build(config.latent_dim, config.width, config.seed)
         self._generator, self._discriminator = (self._placed(module) for module in pair)
-        self._modules = {"generator": self._generator, "discriminator": self._discriminator}
-        self._layout = Layout(self._modules)
-        self._optimisers = [Adam(module.parameters(), config.lr, _BETAS) for module in self._modules.values()]
+        self.modules = {"generator": self._generator, "discriminator": self._discriminator}
+        self._share_gradients: Callable[[Iterable[Tensor]], None] | None = None
+        self._layout = Layout(self.modules)
+        self._optimisers = [Adam(module.parameters(), config.lr, _BETAS) for module in self.modules.values()]
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
 
     def _placed(self, module: _Module) -> _Module:
-        """On the device, ready to train, channels last: 5 to 20 % more images/s on a CPU than first."""
-        moved: Any = module.to(self._device)
-        moved.to(memory_format=torch.channels_last)  # in place; torch's stubs do not know this argument
+        """On the device, ready to train; channels last gives 5 to 20 % more images/s on a CPU than first."""
+        moved: Any = module.to(self.device)
+        if self._config.channels_last:
+            moved.to(memory_format=torch.channels_last)  # in place; torch's stubs do not know this argument
         return module.train()
+
+    def share_gradients(self, together: Callable[[Iterable[Tensor]], None]) -> None:
+        """From now on step on the sum of all workers' gradients, which `together` makes in place."""
+        self._share_gradients = together
 
     def load(self, vector: Vector) -> None:
         """Take over merged weights. `vector` may be read-only."""
-        self._layout.unpack(vector, self._modules)
+        self._layout.unpack(vector, self.modules)
 
     def vector(self) -> Vector:
         """The current weights as one flat vector of its own."""
-        return self._layout.pack(self._modules)
+        return self._layout.pack(self.modules)
 
     def digest(self) -> str:
         """A fingerprint of the current weights: equal exactly when all bits are."""
@@ -80,13 +92,14 @@ class Replica:
     def train(self, first_step: int, steps: int) -> Report:
         """Make `steps` steps from `first_step` on, on this rank's share of the data."""
         started = time.perf_counter()
-        totals = torch.zeros(4, device=self._device)
+        totals = torch.zeros(4, device=self.device)
         images = 0
         for step in range(first_step, first_step + steps):
             real = self._batch(step)
-            totals += self._step(real, self._noise(step, len(real)))
-            images += len(real)
-        means = (totals / steps).tolist()
+            count = len(real)
+            totals += count * self._step(real, self._noise(step, count), self._weight(step, count))
+            images += count
+        means = (totals / images).tolist()
         return Report(images, time.perf_counter() - started, *means)
 
     def _batch(self, step: int) -> Tensor:
@@ -95,31 +108,51 @@ class Replica:
             self._order = (epoch, self._schedule.order(epoch))
         start, end = self._schedule.share(step, self._rank)
         batch = torch.from_numpy(self._images[self._order[1][start:end]])  # indexing copies: ours to write
-        scaled = batch.to(self._device).float().div_(127.5).sub_(1.0)
+        scaled = batch.to(self.device).float().div_(127.5).sub_(1.0)
         return scaled.expand(-1, model.IMAGE_CHANNELS, -1, -1)
 
     def _noise(self, step: int, count: int) -> Tensor:
         first = self._schedule.noise_start(step, self._rank)
         rows = normal_rows(self._config.seed, Stream.TRAINING_NOISE, first, count, self._config.latent_dim)
-        return torch.from_numpy(rows).to(self._device)
+        return torch.from_numpy(rows).to(self.device)
 
-    def _step(self, real: Tensor, noise: Tensor) -> Tensor:
+    def _weight(self, step: int, count: int) -> float:
+        """What this worker's mean counts in the mean of all: its share of the step's images."""
+        if self._share_gradients is None:
+            return 1.0
+        return count / self._schedule.size(step)
+
+    def _backward(self, loss: Tensor, weight: float, parameters: Iterable[Tensor]) -> None:
+        torch.autograd.backward(loss if weight == 1.0 else weight * loss)
+        if self._share_gradients is not None:
+            self._share_gradients(parameters)
+
+    def _precision(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._config.amp)
+
+    def _judged(self, images: Tensor) -> Tensor:
+        with self._precision():
+            logits: Tensor = self._discriminator(images)
+        return logits.float()
+
+    def _step(self, real: Tensor, noise: Tensor, weight: float) -> Tensor:
         """One update of each network; returns (d_loss, g_loss, d_real, d_fake) without waiting for a GPU."""
         g_optimiser, d_optimiser = self._optimisers
-        fake = self._generator(noise)
+        with self._precision():
+            fake = self._generator(noise)
 
         d_optimiser.zero_grad()
-        on_real, on_fake = self._discriminator(real), self._discriminator(fake.detach())
+        on_real, on_fake = self._judged(real), self._judged(fake.detach())
         taught = torch.full_like(on_real, 1.0 - self._config.label_smoothing)
         d_loss = functional.binary_cross_entropy_with_logits(on_real, taught)
         d_loss = d_loss + functional.softplus(on_fake).mean()  # the same loss for the target 0
-        torch.autograd.backward(d_loss)
+        self._backward(d_loss, weight, self._discriminator.parameters())
         d_optimiser.step()
 
         g_optimiser.zero_grad()
         self._discriminator.requires_grad_(False)  # its gradients would be computed and thrown away
-        g_loss = functional.softplus(-self._discriminator(fake)).mean()
-        torch.autograd.backward(g_loss)
+        g_loss = functional.softplus(-self._judged(fake)).mean()
+        self._backward(g_loss, weight, self._generator.parameters())
         self._discriminator.requires_grad_(True)
         g_optimiser.step()
         measured = (d_loss, g_loss, torch.sigmoid(on_real).mean(), torch.sigmoid(on_fake).mean())
@@ -133,6 +166,6 @@ class Replica:
     def load_moments(self, moments: Vector, steps: int) -> None:
         """Continue the optimisers from `moments()` as they were after `steps` steps."""
         values = torch.from_numpy(np.array(moments, dtype=np.float32))
-        sizes = [2 * sum(one.numel() for one in module.parameters()) for module in self._modules.values()]
+        sizes = [2 * sum(one.numel() for one in module.parameters()) for module in self.modules.values()]
         for optimiser, part in zip(self._optimisers, torch.split(values, sizes)):
             optimiser.load_moments(part, steps)

@@ -36,6 +36,13 @@ class Schedule:
     batch_size: int
     workers: int
     seed: int
+    parts: int = 0
+    """Into how many shares each global batch is cut, where that is not `workers`."""
+
+    @property
+    def shares(self) -> int:
+        """Into how many shares each global batch is cut."""
+        return self.parts or self.workers
 
     @property
     def global_batch(self) -> int:
@@ -55,11 +62,15 @@ class Schedule:
             yield Round(epoch, step, steps, ends_epoch=done + steps == per_epoch)
             step += steps
 
+    def size(self, step: int) -> int:
+        """How many images all workers together train on in a step."""
+        return min(self.global_batch, self.images - (step % self.steps_per_epoch) * self.global_batch)
+
     def share(self, step: int, rank: int) -> tuple[int, int]:
         """First and one-past-last place of worker `rank`'s images in the shuffling of this step's epoch."""
         start = (step % self.steps_per_epoch) * self.global_batch
-        size = min(self.global_batch, self.images - start)
-        return start + size * rank // self.workers, start + size * (rank + 1) // self.workers
+        size = self.size(step)
+        return start + size * rank // self.shares, start + size * (rank + 1) // self.shares
 
     def noise_start(self, step: int, rank: int) -> int:
         """Index of the first noise row of worker `rank` in this step."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import shutil
 import signal
 import sys
 import uuid
@@ -16,17 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miniray.train.sync.rules import STRATEGIES
 from ml.gan import data
-from ml.gan.config import FIXED_ON_RESUME, TrainConfig
-from ml.gan.machine import usable_cores
+from ml.gan.config import FIXED_ON_RESUME, STRATEGIES, WAYS, TrainConfig
 from ml.gan.options import ADDRESS_HELP, DEVICES, HelpFormatter, count, fraction, positive
 
 if TYPE_CHECKING:
-    from ml.gan.artifacts import Checkpoint
-    from ml.gan.group import Blueprint, Group
     from ml.gan.scores import Scores
-    from ml.gan.trainer import Result, Trainer
+    from ml.gan.state import State
+    from ml.gan.trainer import Outputs, Result, Trainer
 
 _DEFAULTS = TrainConfig()
 _EXAMPLES = """\
@@ -34,6 +33,7 @@ examples:
   python -m ml.gan.train                                  digits, in this process
   python -m ml.gan.train --mode distributed --workers 2   the same on this machine's cores
   python -m ml.gan.train --mode distributed --workers 8 --epochs 100 --sync-interval 5 --address auto
+  python -m ml.gan.train --mode distributed --parallel ddp --workers 4
   python -m ml.gan.train --resume --epochs 200            go on where ./models/gan stands
 """
 
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line; every default is shown by --help."""
     found = argparse.ArgumentParser(
         prog="python -m ml.gan.train",
-        description="Train a DCGAN on 32x32 images: in this process, or in N workers that merge weights.",
+        description="Train a DCGAN on 32x32 images: in this process, or in N workers on a cluster.",
         epilog=_EXAMPLES,
         formatter_class=HelpFormatter,
         usage="%(prog)s [options]",
@@ -54,13 +54,19 @@ def parser() -> argparse.ArgumentParser:
     _add_where(found.add_argument_group("where"))
     _add_data(found.add_argument_group("data and results"))
     _add_training(found.add_argument_group("training"))
-    _add_merging(found.add_argument_group("merging (mode distributed)"))
+    _add_together(found.add_argument_group("training together (mode distributed)"))
     return found
 
 
 def _add_where(add: Any) -> None:
     add.add_argument("--mode", choices=("single", "distributed"), default="single", help="here, or in actors")
     add.add_argument("--workers", type=positive, default=2, metavar="N", help="training actors, one CPU each")
+    add.add_argument(
+        "--min-workers", type=count, default=0, metavar="N", help="go on with so few; 0: only with all"
+    )
+    add.add_argument(
+        "--max-failures", type=int, default=3, metavar="N", help="restarts after deaths; -1: any number"
+    )
     add.add_argument("--device", choices=DEVICES, default="auto", help="of all workers")
     add.add_argument("--address", default="", help=ADDRESS_HELP)
     add.add_argument(
@@ -98,13 +104,21 @@ def _add_training(add: Any) -> None:
     ):
         default = getattr(_DEFAULTS, name.replace("-", "_"))
         add.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)
+    add.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
+    add.add_argument(
+        "--channels-last", action=argparse.BooleanOptionalAction, default=True, help="memory layout"
+    )
     add.add_argument(
         "--time-limit", type=float, default=0.0, metavar="SECONDS", help="then end and save; 0: none"
     )
 
 
-def _add_merging(add: Any) -> None:
+def _add_together(add: Any) -> None:
     interval, strategy = _DEFAULTS.sync_interval, _DEFAULTS.sync_strategy
+    add.add_argument(
+        "--parallel", choices=WAYS, default=_DEFAULTS.parallel,
+        help="sync: merge parameters every few steps; ddp: gradients of every step; ps: a parameter server",
+    )  # fmt: skip
     add.add_argument(
         "--sync-interval", type=positive, default=interval, metavar="STEPS", help="between two merges"
     )
@@ -137,9 +151,9 @@ def _train(options: argparse.Namespace, images: data.ImageSet) -> int:
         import torch
     except ImportError as error:
         raise UsageError(f"torch does not import ({error}); pip install 'miniray[ml]'") from error
-    from ml.gan.group import Blueprint
 
-    with _engine(options) as has_gpu:
+    with _engine(options) as gpus:
+        has_gpu = gpus > 0
         wants = options.device
         device = ("cuda" if has_gpu else "cpu") if wants == "auto" else wants
         if device == "cuda" and not has_gpu:
@@ -148,22 +162,22 @@ def _train(options: argparse.Namespace, images: data.ImageSet) -> int:
         config = _config(options, device)
         _check_size(config, len(images))
         resumed = _resume(options, config)
-        return _run(options, config, images, Blueprint(config), resumed)
+        return _run(options, config, images, resumed, gpus)
 
 
 @contextmanager
-def _engine(options: argparse.Namespace) -> Iterator[bool]:
-    """Connect to the cluster where the mode needs one; yields whether there is a GPU to train on."""
+def _engine(options: argparse.Namespace) -> Iterator[int]:
+    """Connect to the cluster where the mode needs one; yields how many GPUs there are to train on."""
     if options.mode == "single":
         import torch
 
-        yield torch.cuda.is_available()
+        yield torch.cuda.device_count() if torch.cuda.is_available() else 0
         return
     from ml.gan.cluster import NoCluster, connected
 
     try:
         with connected(options.address, options.workers) as resources:
-            yield resources.get("GPU", 0.0) >= 1
+            yield int(resources.get("GPU", 0.0))
     except NoCluster as error:
         raise UsageError(str(error)) from error
 
@@ -185,20 +199,29 @@ def _check_size(config: TrainConfig, images: int) -> None:
         raise UsageError("--batch-size 1: BatchNorm needs at least 2 images")
 
 
-def _resume(options: argparse.Namespace, config: TrainConfig) -> Checkpoint | None:
-    from ml.gan import artifacts
+def _resume(options: argparse.Namespace, config: TrainConfig) -> State | None:
+    """What the run goes on from. Without --resume it begins anew, and what was there is removed."""
+    from miniray.train import Result as Run
+    from miniray.train import StorageError
+    from ml.gan.state import load_state
+    from ml.gan.trainer import RUN
 
+    folder = Path(options.save_dir)
     if not options.resume:
+        shutil.rmtree(folder / RUN, ignore_errors=True)
         return None
     try:
-        found = artifacts.load_checkpoint(Path(options.save_dir))
-    except artifacts.ArtifactError as error:
-        raise UsageError(str(error)) from error
+        checkpoint = Run.from_path(folder / RUN).checkpoint
+    except StorageError as error:
+        raise UsageError(f"nothing to resume: {error}") from error
+    if checkpoint is None:
+        raise UsageError(f"nothing to resume: {folder / RUN} has no checkpoint yet")
+    found, settings = load_state(Path(checkpoint.path))
     for name in FIXED_ON_RESUME:
-        was, now = found.config.get(name), getattr(config, name)
+        was, now = settings.get(name), getattr(config, name)
         if was != now:
             raise UsageError(f"the checkpoint was trained with --{name.replace('_', '-')} {was}, not {now}")
-    if found.steps >= config.epochs * found.steps_per_epoch:
+    if found.steps >= config.epochs * found.steps_per_epoch and (folder / "run.json").exists():
         done = found.steps / found.steps_per_epoch
         raise UsageError(
             f"the checkpoint stands at epoch {done:g} of --epochs {config.epochs}: name a larger number"
@@ -207,38 +230,28 @@ def _resume(options: argparse.Namespace, config: TrainConfig) -> Checkpoint | No
 
 
 def _run(
-    options: argparse.Namespace,
-    config: TrainConfig,
-    images: data.ImageSet,
-    blueprint: Blueprint,
-    resumed: Checkpoint | None,
+    options: argparse.Namespace, config: TrainConfig, images: data.ImageSet, resumed: State | None, gpus: int
 ) -> int:
-    from ml.gan.trainer import Outputs, Trainer, TrainingFault
+    from miniray.train import StorageError, TrainingFailedError
+    from ml.gan.state import Blueprint
+    from ml.gan.trainer import Trainer, TrainingFault
 
-    folder = Path(options.save_dir)
-    outputs = Outputs(
-        folder,
-        options.checkpoint_every,
-        options.preview_every,
-        options.quality_every,
-        options.quality_images,
-        options.time_limit,
-    )
+    outputs = _outputs(options, config, gpus)
+    folder = outputs.folder
     try:
-        group = _group(config, images, blueprint, resumed)
-        try:
-            scores = _scores(options, images, resumed)
-            trainer = Trainer(config, images, blueprint.layout, group, outputs, sys.stdout, resumed, scores)
-            with _stop_on_signal(trainer):
-                print(_headline(config, images, group, resumed))
-                if scores:
-                    print(f"quality is measured on {scores.basis['features']}")
-                sys.stdout.flush()
-                result = trainer.run()
-        finally:
-            group.close()
-    except TrainingFault as error:
+        scores = _scores(options, images, resumed)
+        trainer = Trainer(config, images, Blueprint(config).layout, outputs, sys.stdout, scores)
+        with _stop_on_signal(trainer):
+            print(_headline(config, images, resumed))
+            if scores:
+                print(f"quality is measured on {scores.basis['features']}")
+            sys.stdout.flush()
+            result = trainer.run()
+    except (TrainingFault, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except TrainingFailedError as error:
+        print(f"error: the run failed: {error}\n{_hint(folder)}", file=sys.stderr)
         return 1
     except _engine_errors(config) as error:
         print(f"error: the cluster could not finish the run: {error}\n{_hint(folder)}", file=sys.stderr)
@@ -247,9 +260,7 @@ def _run(
     return 0 if result.finished or not trainer.stopped else 130
 
 
-def _scores(
-    options: argparse.Namespace, images: data.ImageSet, resumed: Checkpoint | None
-) -> Scores | None:
+def _scores(options: argparse.Namespace, images: data.ImageSet, resumed: State | None) -> Scores | None:
     """What will measure the run's images; None where that is switched off."""
     if options.quality_images == 0:
         return None
@@ -260,31 +271,30 @@ def _scores(
     return Scores(Path(options.save_dir), judge, resumed.steps if resumed else 0)
 
 
-def _headline(config: TrainConfig, images: data.ImageSet, group: Group, resumed: Checkpoint | None) -> str:
-    members = group.members
-    hosts = len({member.host for member in members})
+def _outputs(options: argparse.Namespace, config: TrainConfig, gpus: int) -> Outputs:
+    from ml.gan.trainer import Outputs
+
+    resources = {"CPU": 1.0}
+    if config.device == "cuda":  # whole GPUs where they suffice, else equal parts that pack onto them
+        resources["GPU"] = 1.0 / math.ceil(config.workers / gpus)
+    return Outputs(
+        Path(options.save_dir), options.checkpoint_every, options.preview_every, options.quality_every,
+        options.quality_images, options.time_limit, options.max_failures, options.min_workers, resources,
+    )  # fmt: skip
+
+
+def _headline(config: TrainConfig, images: data.ImageSet, resumed: State | None) -> str:
+    where = "in this process"
+    if config.mode == "distributed":
+        where = f"{_count_of(config.workers, 'worker')}, {config.parallel}"
     return (
-        f"training on {images.name} ({len(images):,} images): {_count_of(len(members), 'worker')} "
-        f"on {_count_of(hosts, 'machine')}, {_count_of(members[0].threads, 'thread')} each, {config.device}, "
-        f"width {config.width}" + (f", from step {resumed.steps}" if resumed else "")
+        f"training on {images.name} ({len(images):,} images): {where}, {config.device}, width {config.width}"
+        + (f", from step {resumed.steps}" if resumed else "")
     )
 
 
 def _count_of(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _group(
-    config: TrainConfig, images: data.ImageSet, blueprint: Blueprint, resumed: Checkpoint | None
-) -> Group:
-    from ml.gan.group import LocalGroup, Start
-
-    start = blueprint.fresh() if resumed is None else Start(resumed.state, resumed.steps)
-    if config.mode == "single":
-        return LocalGroup(config, images.images, blueprint.layout, start, usable_cores())
-    from ml.gan.actors import ActorGroup
-
-    return ActorGroup(config, images.images, blueprint.layout, start, print)
 
 
 def _engine_errors(config: TrainConfig) -> tuple[type[Exception], ...]:
@@ -296,10 +306,11 @@ def _engine_errors(config: TrainConfig) -> tuple[type[Exception], ...]:
 
 
 def _hint(folder: Path) -> str:
-    from ml.gan.artifacts import CHECKPOINT
+    from miniray.train import Result as Run
+    from ml.gan.trainer import RUN
 
-    if (folder / CHECKPOINT).exists():
-        return f"the last checkpoint is {folder / CHECKPOINT}: run again with --resume"
+    if Run.from_path(folder / RUN).checkpoint is not None:
+        return f"the last checkpoint is in {folder / RUN}: run again with --resume"
     return "no checkpoint was written yet (--checkpoint-every)"
 
 

@@ -1,8 +1,8 @@
-"""The training loop: rounds, progress, checkpoints and results, for any `Group`.
+"""The driver's side of a run: starts the loop on its workers, follows it, and leaves the results.
 
-Two rounds are kept submitted, so the workers of a cluster always have the next one at hand. A checkpoint is
-submitted between two rounds like a round of its own: the group does its work in order, so what it returns
-is the state at exactly that step, and nobody waits for it.
+The loop (loop.py) runs under `miniray.train`, in this process or in workers on a cluster, and reports after
+each round; this is what hears it. Checkpoints are the loop's, in the folder RUN of the results, and a run
+whose workers, nodes or driver died goes on from the last one.
 
 Runs in the driver's main thread. `stop` may be called from a signal handler.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,19 +20,29 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from miniray.train import (
+    CheckpointConfig,
+    DataConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TorchTrainer,
+    UserCallback,
+)
 from ml.gan import artifacts, plots, report
-from ml.gan.artifacts import Checkpoint
 from ml.gan.config import TrainConfig
 from ml.gan.data import ImageSet
 from ml.gan.draw import calibrate, draw_images
-from ml.gan.group import Group, State
+from ml.gan.loop import STOP, Plan, train_loop
 from ml.gan.model import Generator, generator_from
 from ml.gan.progress import Progress
-from ml.gan.schedule import Round, Schedule
+from ml.gan.schedule import Schedule
 from ml.gan.scores import Scores
+from ml.gan.state import State, load_state
 from ml.gan.vector import Layout
 
-_ROUNDS_AHEAD = 2
+RUN = "run"
+"""The folder, among the results, of checkpoints and reports: what --resume goes on from."""
 _GRID_IMAGES = 64
 
 
@@ -51,6 +60,9 @@ class Outputs:
     quality_every: int  # epochs
     quality_images: int  # drawn for each verdict
     time_limit_s: float  # of training; 0: none
+    max_failures: int = 0  # restarts from the last checkpoint; -1: any number
+    min_workers: int = 0  # with how few a run goes on; 0: only with all
+    resources_per_worker: dict[str, float] | None = None
 
 
 @dataclass(slots=True)
@@ -66,132 +78,165 @@ class Result:
     quality: dict[str, Any] | None  # the last verdict, where quality was measured
 
 
-@dataclass(slots=True)
-class Trainer:
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One worker, as run.json names it."""
+
+    rank: int
+    host: str
+    pid: int
+    threads: int
+    device: str
+
+
+@dataclass
+class Trainer(UserCallback):
     """Trains one run to its end. Use once: `run()`."""
 
     config: TrainConfig
     data: ImageSet
     layout: Layout
-    group: Group
     outputs: Outputs
     out: TextIO
-    resumed: Checkpoint | None = None
     scores: Scores | None = None  # None: quality is not measured
     clock: Callable[[], float] = time.perf_counter
+    members: list[Member] = field(default_factory=list)
+    _progress: Progress | None = None
+    _digests: list[str] = field(default_factory=list)
+    _began: float = 0.0
+    _all_parts_s: float = 0.0
     _curve: list[tuple[float, ...]] = field(default_factory=list)
     _stopped: bool = False
     _done_images: int = 0
-    _busy_s: float = 0.0  # spent in training steps, summed over workers
+    _busy_s: float = 0.0  # spent in training steps, mean over workers
     _started: float = 0.0
 
     def stop(self) -> None:
-        """Finish the rounds under way, save everything, and return from `run`."""
+        """Have the workers end soon, with a checkpoint; `run` then saves everything and returns."""
         self._stopped = True
+        self._tell_workers()
+
+    def _tell_workers(self) -> None:
+        self._run_folder.mkdir(parents=True, exist_ok=True)
+        (self._run_folder / STOP).touch()
 
     @property
     def stopped(self) -> bool:
         """Whether `stop` was called."""
         return self._stopped
 
+    @property
+    def _run_folder(self) -> Path:
+        return self.outputs.folder / RUN
+
     def run(self) -> Result:
-        """Train, save, and say how it ended. Raises TrainingFault; errors of the engine pass through."""
-        schedule = Schedule(len(self.data), self.config.batch_size, self.config.workers, self.config.seed)
-        start = self._start_step(schedule)
-        self._started = self.clock()
-        total = self.config.epochs * schedule.steps_per_epoch
-        limit_s = self.outputs.time_limit_s
-        progress = Progress(self.out, self.config.epochs, total, start, self._started, limit_s)
-        if self.resumed:
-            self._curve.extend(row for row in self.resumed.curve if row[0] <= self.resumed.steps)
+        """Train, save, and say how it ended.
+
+        Raises TrainingFault, and TrainingFailedError when workers failed too often.
+        """
+        config = self.config
+        self._schedule = Schedule(len(self.data), config.batch_size, config.workers, config.seed)
+        self._run_folder.mkdir(parents=True, exist_ok=True)
+        (self._run_folder / STOP).unlink(missing_ok=True)
+        if self._stopped:
+            self._tell_workers()
+        self._began = self.clock()
         try:
-            step = self._rounds(schedule, start, progress)
+            found = self._trainer().fit()
         finally:
-            progress.close()
+            if self._progress is not None:
+                self._progress.close()
+        assert found.checkpoint is not None, "the loop ends with a checkpoint"
         seconds = self.clock() - self._started
-        digest = self._common_digest()
-        state = self.group.take(self.group.checkpoint(moments=True))
-        paths = self._save_all(state, step, schedule, seconds, digest)
+        state, _ = load_state(Path(found.checkpoint.path))
+        self._all_parts_s = float(found.metrics["time_total_s"]) if found.metrics else 0.0
+        paths = self._save_all(state, seconds)
+        digest = self._digests[0] if self._digests else ""
+        finished = state.steps >= config.epochs * self._schedule.steps_per_epoch
         verdict = self.scores.history[-1] if self.scores else None
-        return Result(step, self._done_images, seconds, digest, paths, step >= total, verdict)
+        return Result(state.steps, self._done_images, seconds, digest, paths, finished, verdict)
 
-    def _start_step(self, schedule: Schedule) -> int:
-        if self.resumed is None:
-            return 0
-        return round(self.resumed.steps * schedule.steps_per_epoch / self.resumed.steps_per_epoch)
+    def _trainer(self) -> TorchTrainer:
+        config, outputs = self.config, self.outputs
+        workers: Any = (outputs.min_workers or config.workers, config.workers)
+        scaling = ScalingConfig(
+            num_workers=0 if config.mode == "single" else workers,
+            use_gpu=config.mode != "single" and config.device == "cuda",
+            resources_per_worker=outputs.resources_per_worker,
+        )
+        run = RunConfig(
+            RUN, outputs.folder, FailureConfig(outputs.max_failures), CheckpointConfig(num_to_keep=2),
+            callbacks=[self], verbose=0,
+        )  # fmt: skip
+        plan = Plan((outputs.checkpoint_every, *self._looks_every()))
+        return TorchTrainer(
+            train_loop, train_loop_config={"config": config, "plan": plan}, scaling_config=scaling,
+            run_config=run, datasets={"images": self.data.images}, dataset_config=DataConfig([]),
+        )  # fmt: skip
 
-    def _rounds(self, schedule: Schedule, start: int, progress: Progress) -> int:
-        """Submit and collect every round; returns the step after the last one."""
-        pending: deque[Callable[[], object]] = deque()
-        step = start
-        for round_ in schedule.rounds(start, self.config.epochs, self.config.sync_interval):
-            if self._stopped or self._out_of_time():
-                break
-            pending.append(self._collector(round_, self.group.submit(round_), schedule, progress))
-            step = round_.first_step + round_.steps
-            if round_.ends_epoch:
-                pending.extend(self._savers(round_.epoch + 1, step, schedule))
-            while len(pending) > _ROUNDS_AHEAD:
-                pending.popleft()()
-        while pending:
-            pending.popleft()()
-        return step
+    def _looks_every(self) -> tuple[int, ...]:
+        """At which epochs the driver wants to see the model."""
+        return self.outputs.preview_every, self.outputs.quality_every if self.scores is not None else 0
 
-    def _out_of_time(self) -> bool:
-        limit = self.outputs.time_limit_s
-        return limit > 0 and self.clock() - self._started >= limit
+    def after_start(self, run_config: Any, world_size: int, history: list[dict[str, Any]]) -> None:
+        """The workers stand: at the beginning, or again after a failure."""
+        self._curve[:] = [_curve_row(row) for row in history]
+        self.members, self._digests = [], []
+        if self._progress is None:
+            self._started = self.clock()
+            done = int(history[-1]["step"]) if history else 0
+            total = self.config.epochs * self._schedule.steps_per_epoch
+            limit_s = self.outputs.time_limit_s
+            self._progress = Progress(self.out, self.config.epochs, total, done, self._started, limit_s)
+        elif history:
+            self._progress.say(f"{world_size} workers go on from step {int(history[-1]['step'])}")
+        else:
+            self._progress.say(f"{world_size} workers begin again")
 
-    def _collector(
-        self, round_: Round, handle: Any, schedule: Schedule, progress: Progress
-    ) -> Callable[[], None]:
-        def collect() -> None:
-            reports = self.group.collect(handle)
-            images = sum(report.images for report in reports)
-            rows = [(report.d_loss, report.g_loss, report.d_real, report.d_fake) for report in reports]
-            means = np.average(rows, axis=0, weights=[report.images for report in reports])
-            if not np.isfinite(means).all():
-                raise TrainingFault(f"losses are no numbers any more at step {round_.first_step}: lower --lr")
-            step = round_.first_step + round_.steps
-            epoch = step / schedule.steps_per_epoch
-            self._done_images += images
-            self._busy_s += sum(report.seconds for report in reports)
-            progress.advance(self.clock(), round_.steps, images, round_.epoch, *means[:2].tolist())
-            self._curve.append((float(step), epoch, *means.tolist(), progress.rate))
+    def after_exception(self, run_config: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Workers failed; whether the run goes on is the trainer's to say."""
+        if self._progress is not None:
+            for rank, error in worker_exceptions.items():
+                self._progress.say(f"worker {rank} failed: {(str(error) or repr(error)).splitlines()[-1]}")
 
-        return collect
+    def after_report(self, run_config: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Every worker has made a round."""
+        first = metrics[0]
+        if not all(np.isfinite(first[name]) for name in ("d_loss", "g_loss")):
+            raise TrainingFault(f"losses are no numbers any more at step {first['step']}: lower --lr")
+        images, now = sum(row["images"] for row in metrics), self.clock()
+        steps = int(first["step"]) - (int(self._curve[-1][0]) if self._curve else 0)
+        self._done_images += images
+        self._busy_s += sum(row["seconds"] for row in metrics) / len(metrics)
+        self.members += [Member(**row["member"]) for row in metrics if "member" in row]
+        self._digests = [row["digest"] for row in metrics if "digest" in row]
+        assert self._progress is not None, "reports come after the start"
+        epoch = int(np.ceil(first["epoch"] - 1e-9)) - 1
+        self._progress.advance(now, steps, images, epoch, first["d_loss"], first["g_loss"])
+        self._curve.append(_curve_row(first))
+        if checkpoint is not None:
+            self._look(checkpoint, first)
+        if 0 < self.outputs.time_limit_s <= now - self._started:
+            self._tell_workers()
 
-    def _savers(self, epoch: int, step: int, schedule: Schedule) -> list[Callable[[], object]]:
-        """What is due at the end of epoch `epoch` (counted from 1): the last epoch is saved by `run`."""
-        due: list[Callable[[], object]] = []
-        if epoch < self.config.epochs and _divides(self.outputs.checkpoint_every, epoch):
-            handle = self.group.checkpoint(moments=True)
-            due.append(lambda: self._save_checkpoint(self.group.take(handle), step, schedule))
+    def _look(self, checkpoint: Any, metrics: dict[str, Any]) -> None:
+        """What is due at a checkpoint besides keeping it."""
+        epoch = round(metrics["epoch"])
+        if metrics["epoch"] != epoch:
+            return
         shows = _divides(self.outputs.preview_every, epoch)
         measures = self.scores is not None and _divides(self.outputs.quality_every, epoch)
         if shows or measures:
-            seen = self.group.checkpoint(moments=False)
-
-            def look() -> None:
-                generator = self._generator(self.group.take(seen))
-                if shows:
-                    self._save_preview(generator, epoch)
-                if measures:
-                    self._measure(generator, epoch, step)
-
-            due.append(look)
-        return due
+            generator = self._generator(load_state(Path(checkpoint.path))[0])
+            if shows:
+                self._save_preview(generator, epoch)
+            if measures:
+                self._measure(generator, epoch, int(metrics["step"]))
 
     def _measure(self, generator: Generator, epoch: float, step: int) -> None:
         if self.scores is not None and self.scores.last_step < step:
             images = draw_images(generator, self.config.seed, 0, self.outputs.quality_images)
             self.scores.add(epoch, step, images)
-
-    def _save_checkpoint(self, state: State, step: int, schedule: Schedule) -> Path:
-        earlier = self.resumed.seconds if self.resumed else 0.0
-        seconds = earlier + self.clock() - self._started
-        config = self.config.to_json()
-        saved = Checkpoint(state, step, schedule.steps_per_epoch, seconds, config, self._curve)
-        return artifacts.save_checkpoint(self.outputs.folder, saved)
 
     def _save_preview(self, generator: Generator, epoch: int) -> Path:
         path = self.outputs.folder / "previews" / f"epoch_{epoch:04}.png"
@@ -206,25 +251,17 @@ class Trainer:
     def _samples(self, generator: Generator) -> NDArray[np.uint8]:
         return draw_images(generator, self.config.seed, 0, _GRID_IMAGES)
 
-    def _common_digest(self) -> str:
-        """Proof that the merge worked: every worker holds the same bits."""
-        digests = self.group.digests()
-        if len(set(digests)) != 1:
-            raise TrainingFault(f"workers differ after the last merge: {digests}")
-        return digests[0]
-
-    def _save_all(
-        self, state: State, step: int, schedule: Schedule, seconds: float, digest: str
-    ) -> list[Path]:
+    def _save_all(self, state: State, seconds: float) -> list[Path]:
+        if len(set(self._digests)) > 1:
+            raise TrainingFault(f"workers differ after the last round: {self._digests}")
         folder = self.outputs.folder
-        self._save_checkpoint(state, step, schedule)
         generator = self._generator(state)
-        self._measure(generator, step / schedule.steps_per_epoch, step)
+        self._measure(generator, state.steps / state.steps_per_epoch, state.steps)
         discriminator = self.layout.state_dict(state.merged, "discriminator")
         paths = artifacts.save_models(folder, generator.state_dict(), discriminator)[:1]
         paths.append(artifacts.save_picture(folder / "grid.png", plots.grid(self._samples(generator))))
         pictures = [("Generated images", paths[-1]), *self._charts(folder)]
-        story = self._story(step, schedule, seconds, digest)
+        story = self._story(state, seconds)
         paths += [path for _, path in pictures[1:]]
         paths.append(artifacts.save_json(folder / "run.json", story))
         paths.append(report.write(folder, story, self.scores.to_json() if self.scores else None, pictures))
@@ -245,12 +282,9 @@ class Trainer:
         title = f"{config.dataset}, {config.workers} x batch {config.batch_size}, width {config.width}"
         return plots.chart(title, "epoch", series)
 
-    def _story(self, step: int, schedule: Schedule, seconds: float, digest: str) -> dict[str, Any]:
+    def _story(self, state: State, seconds: float) -> dict[str, Any]:
         """run.json."""
-        earlier = self.resumed.seconds if self.resumed else 0.0
-        members = [
-            {name: getattr(member, name) for name in member.__slots__} for member in self.group.members
-        ]
+        members = [{name: getattr(member, name) for name in member.__slots__} for member in self.members]
         return {
             "config": self.config.to_json(),
             "data": {"name": self.data.name, "images": len(self.data), "source": self.data.source},
@@ -261,13 +295,14 @@ class Trainer:
                 "numpy": np.__version__,
             },
             "saved_generator": "moving average" if self.config.ema_decay else "weights of the last merge",
-            "weights_digest": digest,
-            "steps": step,
-            "steps_per_epoch": schedule.steps_per_epoch,
+            "weights_digest": self._digests[0] if self._digests else "",
+            "steps": state.steps,
+            "steps_per_epoch": state.steps_per_epoch,
             "images_trained": self._done_images,
             "seconds": round(seconds, 3),
-            "seconds_with_earlier_parts": round(earlier + seconds, 3),
-            "share_of_time_in_steps": round(self._busy_s / max(seconds * self.config.workers, 1e-9), 4),
+            "seconds_with_earlier_parts": self._all_parts_s,
+            "seconds_to_start": round(self._started - self._began, 3),
+            "share_of_time_in_steps": round(self._busy_s / max(seconds, 1e-9), 4),
             "images_per_s": round(self._done_images / max(seconds, 1e-9), 1),
             "history": self._history(),
         }
@@ -291,6 +326,10 @@ _CHARTED = (
     ("D(real)", "d_real"),
     ("D(generated)", "d_fake"),
 )
+
+
+def _curve_row(row: dict[str, Any]) -> tuple[float, ...]:
+    return tuple(float(row.get(name, 0.0)) for name in artifacts.CURVE_COLUMNS)
 
 
 def _divides(every: int, epoch: int) -> bool:

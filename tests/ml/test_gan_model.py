@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from miniray.train.sync.rules import merge  # noqa: E402
+from miniray.train.sync import merge  # noqa: E402
 from ml.gan import data, model  # noqa: E402
 from ml.gan.adam import Adam  # noqa: E402
 from ml.gan.config import TrainConfig  # noqa: E402

@@ -26,6 +26,7 @@ def reference(held: np.ndarray, update: np.ndarray, part: float) -> np.ndarray:
     second = (1 - part) * (held[PARTS.variances] + held[PARTS.means] ** 2)
     second += part * (update[PARTS.variances] + update[PARTS.means] ** 2)
     out[PARTS.variances] = second - out[PARTS.means] ** 2
+    out[-PARTS.counters :] = np.maximum(held[-PARTS.counters :], update[-PARTS.counters :])
     return out
 
 

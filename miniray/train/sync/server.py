@@ -23,12 +23,14 @@ def apply_push(held: Vector, update: Vector, part: float, parts: Parts) -> Vecto
     """What a server that holds `held` holds after an update that counts by `part`, 0 to 1.
 
     Weights: held + part · update. Statistics, of which `update` has the worker's values: pooled with
-    those held by shares 1 - part and part. Pure; returns a new vector.
+    those held by shares 1 - part and part. Counters: the larger one. Pure; returns a new vector.
     """
     values = update.copy()
     values[: parts.weights] = held[: parts.weights]
     applied = merge([held, values], [1 - part, part], parts)
     applied[: parts.weights] = held[: parts.weights] + np.float32(part) * update[: parts.weights]
+    if parts.counters:
+        applied[-parts.counters :] = np.maximum(held[-parts.counters :], update[-parts.counters :])
     return applied
 
 
