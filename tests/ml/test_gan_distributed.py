@@ -28,7 +28,8 @@ from ml.gan.schedule import Schedule  # noqa: E402
 from ml.gan.state import Blueprint, State, load_state  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["--dataset", "synthetic:70", "--width", "4", "--latent-dim", "8", "--batch-size", "8", "--seed", "5"]
+TINY = ["--dataset", "synthetic:70", "--width", "4", "--latent-dim", "8", "--batch-size", "8", "--seed", "5",
+        "--quality-images", "0"]  # fmt: skip
 WORKERS = 2
 
 
@@ -38,7 +39,9 @@ def command(module: str, *argv: str, code: int = 0, env: dict[str, str] | None =
     done = subprocess.run(
         [sys.executable, "-m", module, *argv],
         cwd=ROOT,
-        env=clean | (env or {}),
+        env=clean
+        | {"OMP_NUM_THREADS": "1"}
+        | (env or {}),  # threads that wait for one another crawl on a busy machine
         capture_output=True,
         text=True,
         timeout=90,
