@@ -109,6 +109,7 @@ def tell(folder: Path) -> None:
     """What to do next."""
     print(f"""
 Everything is stopped. Results are in {folder}/. Next:
+  the whole run       open {folder}/report.html
   more pictures       .venv/bin/python -m ml.gan.generate --model {folder}/generator.pth --num-images 100
   train for longer    make demo ARGS="--epochs 100 --resume"
   a cluster that stays:

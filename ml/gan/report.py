@@ -85,7 +85,7 @@ def render(
 
 
 def quality_charts(history: Sequence[dict[str, Any]]) -> list[Any]:
-    """Charts of the verdicts over epochs: the distance, and the shares."""
+    """Charts of the verdicts over epochs: the distance, and the shares. (Pillow's own font has no accents.)"""
     if not history:
         return []
     epochs = [entry["epoch"] for entry in history]
@@ -93,12 +93,12 @@ def quality_charts(history: Sequence[dict[str, Any]]) -> list[Any]:
     def line(name: str, key: str) -> plots.Series:
         return (name, epochs, [entry[key] for entry in history])
 
-    distances = [line("Fréchet distance", "frechet")]
+    distances = [line("Frechet distance", "frechet")]
     if "fid" in history[0]:
         distances.append(line("FID", "fid"))
     shares = [line(name, name) for name in ("precision", "recall", "density", "coverage")]
     return [
-        plots.chart("Fréchet distance (less is better)", "epoch", distances),
+        plots.chart("Frechet distance (less is better)", "epoch", distances),
         plots.chart("Among real images (more is better)", "epoch", shares),
     ]
 
