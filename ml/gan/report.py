@@ -85,7 +85,7 @@ def render(
 
 
 def quality_charts(history: Sequence[dict[str, Any]]) -> list[Any]:
-    """Charts of the verdicts over epochs: the distance, and the shares. (Pillow's own font has no accents.)"""
+    """Charts of the verdicts over epochs; Pillow's own font has no accents."""
     if not history:
         return []
     epochs = [entry["epoch"] for entry in history]
