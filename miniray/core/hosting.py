@@ -195,13 +195,16 @@ class Hosting:
     def bundle_requested(self, now: float, message: gcs_pb2.BundleRequest) -> None:
         """One step of the two-phase placement of a group."""
         steps = {gcs_pb2.BundleRequest.PREPARE: self._prepare, gcs_pb2.BundleRequest.COMMIT: self._commit,
-                 gcs_pb2.BundleRequest.RETURN: self._return}
+                 gcs_pb2.BundleRequest.RETURN: self._return, gcs_pb2.BundleRequest.GRANT: self._grant}
         reason = steps[message.step](now, message)
         reply = gcs_pb2.BundleReply(
             step=message.step, placement_group_id=message.placement_group_id, attempt=message.attempt,
             ok=not reason, indices=[bundle.index for bundle in message.bundles], reason=reason)
         self.out.append(Send(HEAD, gcs_pb2.NodeMessage(bundle_reply=reply)))
         self.leases.dispatch(now)
+
+    def _grant(self, now: float, message: gcs_pb2.BundleRequest) -> str:
+        return self._prepare(now, message) or self._commit(now, message)
 
     def _prepare(self, now: float, message: gcs_pb2.BundleRequest) -> str:
         pool = self.leases.resources

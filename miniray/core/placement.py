@@ -3,12 +3,14 @@
 ::
 
     created ──▶ PENDING ──plan──▶ prepare ──all ok──▶ PREPARED (saved) ──all committed──▶ CREATED
-                  ▲                 │ some refused: RETURN to all                           │ node lost
-                  ├─────────────────┘                                                       ▼
+                  ▲  │              │ some refused: RETURN to all                         ▲ │ node lost
+                  ├──│──────────────┘                                                     │ ▼
+                  │  └─one node takes all that is wanted: grant ──ok──────────────────────┘ │
                   └──────────────── the lost bundles only ◀───────────────────────── RESCHEDULING
     removed: RETURN to every node ──▶ REMOVED
 
-`PREPARED` is the decision: it is saved before the first COMMIT leaves, so after a restart of the
+Where one node takes all, it decides; what it was granted and the GCS did not live to save is adopted
+when it registers again, if no other place was looked for by then. Else `PREPARED` is the decision: it is saved before the first COMMIT leaves, so after a restart of the
 GCS prepared bundles of a saved group are committed and those of an unsaved attempt returned
 (`node_registered`). Each try has an attempt number; answers to older ones are ignored. Between a
 node and the GCS messages keep their order, so RETURN always follows its PREPARE.
@@ -238,9 +240,10 @@ class Placement:
         group.planned = plan.nodes
         group.info.pending_reason = ""
         self._note(now, group, f"prepare, attempt {group.attempt}")
-        for node_id, indices in group.by_node(plan.nodes).items():
-            demand = group.demand(indices)
-            group.awaited[node_id] = self._request(group, node_id, _STEP.PREPARE, indices, demand)
+        nodes = group.by_node(plan.nodes)
+        step = _STEP.PREPARE if len(nodes) > 1 else _STEP.GRANT
+        for node_id, indices in nodes.items():
+            group.awaited[node_id] = self._request(group, node_id, step, indices, group.demand(indices))
 
     def _places(self, group: Group) -> Plan:
         """A plan among the few nodes that matter; among all where that fails, for the reason."""
@@ -262,7 +265,7 @@ class Placement:
         group = self._groups.get(reply.placement_group_id)
         if group is None:
             return
-        if reply.step == _STEP.PREPARE:
+        if reply.step in (_STEP.PREPARE, _STEP.GRANT):
             if reply.attempt == group.attempt and node_id in group.awaited:
                 self._prepare_answered(now, group, node_id, reply)
         elif reply.step == _STEP.COMMIT:
@@ -276,17 +279,32 @@ class Placement:
             self._note(now, group, f"refused: {reply.reason}")
             group.avoid[node_id] = self._avoided[node_id] = None
             self._roll_back(group, {node_id: None})
+        elif reply.step == _STEP.GRANT:
+            self._granted(now, group, node_id)
         elif not group.awaited:
             self._decide(now, group)
 
-    def _decide(self, now: float, group: Group) -> None:
-        """All have prepared: save the decision, then tell them."""
-        planned, group.planned = group.planned, {}
+    def _settle(self, group: Group, planned: dict[int, bytes]) -> None:
         for bundle in group.info.bundles:
             if bundle.index in planned:
                 bundle.node_id = planned[bundle.index]
         group.info.state = pb.GROUP_PREPARED
         group.avoid = {}
+
+    def _granted(self, now: float, group: Group, node_id: bytes) -> None:
+        """One node has taken and opened all that was wanted."""
+        planned, group.planned = group.planned, {}
+        self._settle(group, planned)
+        self._committed(group, node_id, planned)
+        if group.missing():
+            self._save(group)
+            self._wait(group)  # some were lost meanwhile
+        self._finish_if_whole(now, group)
+
+    def _decide(self, now: float, group: Group) -> None:
+        """All have prepared: save the decision, then tell them."""
+        planned, group.planned = group.planned, {}
+        self._settle(group, planned)
         self._save(group)
         self._note(now, group, "prepared")
         for node_id, indices in group.by_node(planned).items():
@@ -301,12 +319,16 @@ class Placement:
             self._return(group, node_id, lost)
             self._lose(now, group, lost, reply.reason)
             return
-        for index in mine:
+        self._committed(group, node_id, mine)
+        self._finish_if_whole(now, group)
+
+    def _committed(self, group: Group, node_id: bytes, indices: Iterable[int]) -> None:
+        """The pools of these bundles are open."""
+        for index in indices:
             if index not in group.committed:
                 group.committed[index] = None
                 supply = res.bundle_supply(group.bundles[index].demand, group.id, index)
                 self._members.granted(node_id, supply, +1)
-        self._finish_if_whole(now, group)
 
     def _finish_if_whole(self, now: float, group: Group) -> None:
         if len(group.committed) < len(group.bundles) or group.info.state == pb.GROUP_CREATED:
@@ -364,6 +386,7 @@ class Placement:
         """A raylet says which bundles it holds: commit what was decided, return what was not."""
         listed = {(bundle.placement_group_id, bundle.index): bundle.committed for bundle in held}
         for group in list(self._groups.values()):
+            self._adopt(group, node_id, listed)
             mine = [index for index, where in group.settled().items() if where == node_id]
             here = {index: listed.pop((group.id, index)) for index in mine if (group.id, index) in listed}
             undecided = [index for index, where in group.planned.items() if where == node_id]
@@ -384,6 +407,17 @@ class Placement:
             self._desk.send(node_id, gcs.NodeMessage(bundle_request=_unknown(pg_id, index)))
             self._members.placed(node_id, {})
         self.freed()
+
+    def _adopt(self, group: Group, node_id: bytes, listed: dict[tuple[bytes, int], bool]) -> None:
+        """Settle what this node was granted when the GCS ended before it could say so."""
+        if group.planned:
+            return
+        granted = [b.index for b in group.missing() if listed.get((group.id, b.index))]
+        if granted:
+            self._settle(group, dict.fromkeys(granted, node_id))
+            self._save(group)
+            if not group.missing():
+                del self._waiting[group.id]
 
     # ---- small parts
 

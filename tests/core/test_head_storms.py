@@ -151,12 +151,15 @@ class Storm:
             step=request.step, placement_group_id=request.placement_group_id, attempt=request.attempt,
             indices=[index for _, index in keys],
         )  # fmt: skip
-        reply.ok = not (refuse and request.step == gcs.BundleRequest.PREPARE)
+        takes = request.step in (gcs.BundleRequest.PREPARE, gcs.BundleRequest.GRANT)
+        reply.ok = not (refuse and takes)
         for key in keys if reply.ok else ():
             if request.step == gcs.BundleRequest.RETURN:
                 holds["bundles"].pop(key, None)
             elif request.step == gcs.BundleRequest.PREPARE:
                 holds["bundles"].setdefault(key, False)
+            elif request.step == gcs.BundleRequest.GRANT:
+                holds["bundles"][key] = True
             elif key in holds["bundles"]:
                 holds["bundles"][key] = True
             else:

@@ -139,8 +139,8 @@ def bundle(step: int, *indices: int, attempt: int = 1) -> dict[str, Any]:
         step=step, placement_group_id=GROUP, bundles=bundles, attempt=attempt)}
 
 
-PREPARE, COMMIT, RETURN = (gcs_pb2.BundleRequest.PREPARE, gcs_pb2.BundleRequest.COMMIT,
-                           gcs_pb2.BundleRequest.RETURN)
+PREPARE, COMMIT, RETURN, GRANT = (gcs_pb2.BundleRequest.PREPARE, gcs_pb2.BundleRequest.COMMIT,
+                                  gcs_pb2.BundleRequest.RETURN, gcs_pb2.BundleRequest.GRANT)
 
 
 def in_bundle(index: int) -> Any:
@@ -158,6 +158,24 @@ def test_bundles_are_prepared_all_or_none_and_returned_whole() -> None:
     rig.head(**bundle(COMMIT, 0, 1))
     assert all(r.ok for r in rig.to(HEAD, "bundle_reply")) and cpu_free(rig) == 0
     rig.head(**bundle(RETURN, 0, 1))
+    rig.head(**bundle(RETURN, 0, 1))
+    assert cpu_free(rig) == 2 and rig.node.resources.total == {"CPU": 2 * UNIT}
+
+
+def test_bundles_are_granted_all_or_none_and_are_open_at_once() -> None:
+    rig = Rig(CPU=2)
+    rig.head(**bundle(GRANT, 0, 1, 2))
+    (reply,) = rig.to(HEAD, "bundle_reply")
+    assert not reply.ok and "bundle 2" in reply.reason and cpu_free(rig) == 2
+    assert rig.node.resources.total == {"CPU": 2 * UNIT}
+    rig.head(**bundle(GRANT, 0, 1))
+    rig.head(**bundle(GRANT, 0, 1))
+    replies = rig.to(HEAD, "bundle_reply")
+    assert [(r.ok, r.step) for r in replies] == [(True, GRANT)] * 2 and cpu_free(rig) == 0
+    driver = rig.driver()
+    rig.boot_all()
+    rig.ask(driver, scheduling_class(strategy=in_bundle(1)))
+    assert len(rig.grants(driver)) == 1
     rig.head(**bundle(RETURN, 0, 1))
     assert cpu_free(rig) == 2 and rig.node.resources.total == {"CPU": 2 * UNIT}
 

@@ -16,6 +16,7 @@ from miniray.core.policy import NodeView
 from tests.core.head_world import World, amounts, node_id
 
 PREPARE, COMMIT, RETURN = gcs.BundleRequest.PREPARE, gcs.BundleRequest.COMMIT, gcs.BundleRequest.RETURN
+GRANT = gcs.BundleRequest.GRANT
 
 
 def group_id(number: int) -> bytes:
@@ -92,6 +93,49 @@ def test_a_group_is_prepared_then_committed_then_created(world: World) -> None:
     assert world.news(1, "group")[-1].group.state == pb.GROUP_CREATED
 
 
+def test_a_group_that_one_node_takes_is_created_by_one_answer(world: World) -> None:
+    world.ask(group_create=group(1, {"CPU": 1}, {"CPU": 2}))
+    (home,) = [node for node in (1, 2) if answer(world, node)]
+    info = look(world, group_id(1))
+    assert info.state == pb.GROUP_CREATED and places(info) == [home, home]
+    assert steps(world, 1) == steps(world, 2) == []
+    world.ask(group_remove=gcs.GroupRemove(placement_group_id=group_id(1)))
+    assert steps(world, home) == [(RETURN, [0, 1])]
+
+
+def test_a_node_that_refuses_to_take_all_is_not_told_to_give_back(world: World) -> None:
+    world.ask(group_create=group(1, {"CPU": 3}))
+    first = next(node for node in (1, 2) if answer(world, node, ok=False))
+    other = 3 - first
+    assert steps(world, first) == []
+    assert answer(world, other) == [GRANT]
+    assert places(look(world, group_id(1))) == [other]
+
+
+def test_what_was_granted_unknown_to_the_former_head_is_adopted(world: World) -> None:
+    world.ask(group_create=group(1, {"CPU": 1}, {"CPU": 1}, strategy=pb.STRICT_PACK))
+    (home,) = [node for node in (1, 2) if steps(world, node)]
+    world.start()
+    world.join(home, CPU=4, bundles=[held(1, 0, True), held(1, 1, True)], jobs=[ids.job_id(1)])
+    world.join(3 - home, CPU=4)
+    info = look(world, group_id(1))
+    assert info.state == pb.GROUP_CREATED and places(info) == [home, home]
+    assert steps(world, 1) == steps(world, 2) == []
+
+
+def test_what_was_granted_is_given_back_when_another_place_was_found(world: World) -> None:
+    world.ask(group_create=group(1, {"CPU": 1}))
+    (first,) = [node for node in (1, 2) if steps(world, node)]
+    other = 3 - first
+    world.start()
+    world.join(other, CPU=4, jobs=[ids.job_id(1)])
+    world.sleep(0.1)
+    assert answer(world, other) == [GRANT]
+    world.join(first, CPU=4, bundles=[held(1, 0, True)], jobs=[ids.job_id(1)])
+    assert steps(world, first) == [(RETURN, [0])]
+    assert places(look(world, group_id(1))) == [other]
+
+
 def test_one_refusal_returns_everything_and_tries_again(world: World) -> None:
     world.ask(group_create=group(1, {"CPU": 1}, {"CPU": 1}, strategy=pb.STRICT_SPREAD))
     answer(world, 1)
@@ -123,7 +167,7 @@ def test_resources_of_a_returned_attempt_are_free_again(world: World) -> None:
     answer(world, 1)
     answer(world, 2, ok=False)
     world.ask(group_create=group(2, {"CPU": 4}))
-    assert (PREPARE, [0]) in steps(world, 1)
+    assert (GRANT, [0]) in steps(world, 1)
 
 
 def test_creating_twice_places_once_and_names_are_unique(world: World) -> None:
@@ -151,7 +195,7 @@ def test_removal_returns_every_bundle_and_frees_the_name(world: World) -> None:
     assert [step for node in (1, 2) for step, _ in steps(world, node)] == [RETURN, RETURN]
     assert look(world, group_id(1)).state == pb.GROUP_REMOVED
     assert not world.ask(group_create=group(2, {"CPU": 4}, name="g")).failure.kind
-    assert [step for node in (1, 2) for step, _ in steps(world, node)] == [PREPARE]
+    assert [step for node in (1, 2) for step, _ in steps(world, node)] == [GRANT]
     world.ask(group_remove=gcs.GroupRemove(placement_group_id=group_id(1)))
 
 
@@ -196,7 +240,7 @@ def test_a_node_death_moves_only_the_lost_bundles(world: World) -> None:
     world.sleep(2.1)
     assert look(world, group_id(1)).state == pb.GROUP_RESCHEDULING
     assert steps(world, alive) == []
-    assert answer(world, spare) == [PREPARE] and answer(world, spare) == [COMMIT]
+    assert answer(world, spare) == [GRANT]
     info = look(world, group_id(1))
     assert info.state == pb.GROUP_CREATED and places(info) == [spare, alive]
 
@@ -274,7 +318,7 @@ def test_a_bundle_that_its_node_lost_is_placed_anew(world: World) -> None:
     world.start()
     world.join(home, CPU=4, jobs=[ids.job_id(1)])
     assert look(world, group_id(1)).state in (pb.GROUP_RESCHEDULING, pb.GROUP_PENDING)
-    assert answer(world, home) == [PREPARE] and answer(world, home) == [COMMIT]
+    assert answer(world, home) == [GRANT]
     assert look(world, group_id(1)).state == pb.GROUP_CREATED
 
 
