@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from miniray.runtime.gcs import GcsShell  # a raylet has no use for it
     from miniray.runtime.head_security import HeadSecurity
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised when daemons of different versions could not understand one another."""
 
 MAX_MESSAGE_BYTES = 512 << 20

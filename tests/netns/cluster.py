@@ -6,6 +6,7 @@ Each host has its own directory of sessions, so nothing on one sees another but 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,8 +38,8 @@ until(lambda: sum(node["Alive"] for node in ray.nodes()) == len(NAMES), "all nod
 """
 """What each driver begins with: NAMES are its hosts, `on(name)` the options that place something on one."""
 
-BEYOND_LOOPBACK = ()
-"""What `miniray start` wants to hear before it listens on a network."""
+PLAIN = ("--insecure-plaintext",)
+JOIN = re.compile(r"--join (\S+)")
 
 
 def each(work: Callable[[Host], object], hosts: Sequence[Host]) -> None:
@@ -52,19 +53,26 @@ class NetCluster:
 
     def __init__(
         self, network: Network, cpus: Sequence[int], directory: str, *,
-        store_bytes: int = 150 << 20, join: int | None = None,
+        store_bytes: int = 150 << 20, join: int | None = None, plain: bool = False,
     ) -> None:
-        """`join`: how many hosts take part at first, all by default."""
+        """`join`: how many hosts take part at first, all by default. `plain`: without encryption."""
         self.hosts = network.hosts
         self.address = f"{self.hosts[0].address}:{PORT}"
         self._cpus = cpus
         self._store_bytes = store_bytes
         self._directory = directory
-        self._token = os.urandom(32).hex()
+        self._plain = plain
+        self._secrets = {"MINIRAY_AUTH_TOKEN": os.urandom(32).hex()}
         for host in self.hosts:
             os.makedirs(self._home(host), exist_ok=True)
-        self.start(self.hosts[0], "--head", f"--port={PORT}", "--storage=:memory:")
-        each(self.join, self.hosts[1:join])
+        try:
+            said = self.start(self.hosts[0], "--head", f"--port={PORT}", "--storage=:memory:")
+            if not plain:
+                (self._join,) = JOIN.findall(said)
+            each(self.join, self.hosts[1:join])
+        except BaseException:
+            self.close()
+            raise
 
     def _home(self, host: Host) -> str:
         return f"{self._directory}/h{host.number}"
@@ -72,26 +80,26 @@ class NetCluster:
     def environment(self, host: Host) -> dict[str, str]:
         """What differs on a host from this process's environment."""
         return {"MINIRAY_TMPDIR": self._home(host), "XDG_STATE_HOME": f"{self._home(host)}/state",
-                "MINIRAY_AUTH_TOKEN": self._token, "MINIRAY_ADDRESS": self.address,
-                "PYTHONPATH": str(ROOT)}  # fmt: skip
+                "MINIRAY_ADDRESS": self.address, "PYTHONPATH": str(ROOT)}  # fmt: skip
 
     def start(self, host: Host, *arguments: str, code: int = 0, listen: str = "") -> str:
         """`miniray start` on a host. Returns what it said."""
         cpus = self._cpus[host.number]
         return self.run(
-            host, "start", *arguments, f"--host={listen or host.address}", *BEYOND_LOOPBACK,
+            host, "start", *arguments, f"--host={listen or host.address}", *(PLAIN if self._plain else ()),
             f"--num-cpus={cpus}", f'--resources={{"h{host.number}": 10}}', f"--node-name=h{host.number}",
             f"--object-store-memory={self._store_bytes}", code=code)  # fmt: skip
 
     def join(self, host: Host, *arguments: str, code: int = 0) -> str:
         """A node on this host."""
-        return self.start(host, f"--address={self.address}", *arguments, code=code)
+        where = [f"--address={self.address}"] if self._plain else [f"--join={self._join}"]
+        return self.start(host, *where, *arguments, code=code)
 
     def run(self, host: Host, *arguments: str, code: int = 0) -> str:
         """The command line on a host."""
         done = subprocess.run(
             [*host.enter, sys.executable, "-m", "miniray", *arguments], cwd=ROOT, capture_output=True,
-            env=os.environ | self.environment(host), text=True, timeout=START_S, check=False)  # fmt: skip
+            env=os.environ | self.environment(host) | self._secrets, text=True, timeout=START_S, check=False)  # fmt: skip
         assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 

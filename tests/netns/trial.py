@@ -32,7 +32,8 @@ Result = dict[str, Any]
 
 @contextmanager
 def miniray_cluster(network: Network, arguments: argparse.Namespace, directory: str) -> Iterator[Launch]:
-    cluster = NetCluster(network, [arguments.cpus] * HOSTS, directory, store_bytes=arguments.store_mb << 20)
+    cluster = NetCluster(network, [arguments.cpus] * HOSTS, directory, store_bytes=arguments.store_mb << 20,
+                         plain=arguments.plain)  # fmt: skip
     try:
         environment = {**cluster.environment(network.hosts[0]), "TRIAL_ADDRESS": cluster.address}
         yield [sys.executable, "-m", "tests.netns.trial_driver"], str(ROOT), environment
@@ -132,6 +133,7 @@ def main() -> int:
     parser.add_argument("--broadcast-mb", type=int, default=256)
     parser.add_argument("--cpus", type=int, default=2, help="that each host offers")
     parser.add_argument("--store-mb", type=int, default=1500)
+    parser.add_argument("--plain", action="store_true", help="miniray without encryption too, as Ray is")
     parser.add_argument("--cut", type=float, default=5.0, help="seconds without the cable")
     parser.add_argument("--cut-after", type=float, default=2.0)
     arguments = parser.parse_args()
