@@ -9,11 +9,12 @@
                   └──────────────── the lost bundles only ◀───────────────────────── RESCHEDULING
     removed: RETURN to every node ──▶ REMOVED
 
-Where one node takes all, it decides; what it was granted and the GCS did not live to save is adopted
-when it registers again, if no other place was looked for by then. Else `PREPARED` is the decision: it is saved before the first COMMIT leaves, so after a restart of the
-GCS prepared bundles of a saved group are committed and those of an unsaved attempt returned
-(`node_registered`). Each try has an attempt number; answers to older ones are ignored. Between a
-node and the GCS messages keep their order, so RETURN always follows its PREPARE.
+Where one node takes all, it decides: what it was granted and the GCS did not live to save is adopted when
+it registers again, if no other place was looked for by then. Else `PREPARED` is the decision: it is saved
+before the first COMMIT leaves, so after a restart of the GCS prepared bundles of a saved group are
+committed and those of an unsaved attempt returned (`node_registered`). Each try has an attempt number;
+answers to older ones are ignored. Between a node and the GCS messages keep their order, so RETURN always
+follows its PREPARE.
 
 A group is waited for in order of creation, but one that does not fit holds nobody back. Removed
 groups are remembered up to `REMOVED_KEPT`. Pure; part of `Head`.

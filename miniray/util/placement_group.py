@@ -108,11 +108,11 @@ def _wait(group_id: bytes, timeout_s: float | None) -> bool:
     """Until the group is whole (True), removed or `timeout_s` has passed (False)."""
     from miniray._proto import common_pb2 as pb
 
-    changed: threading.Event | None = None
+    changed = threading.Event()
+    listens = False
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
-        if changed is not None:
-            changed.clear()
+        changed.clear()
         info = _lookup(group_id)
         if info is None or info.state == pb.GROUP_REMOVED:
             return False
@@ -121,11 +121,11 @@ def _wait(group_id: bytes, timeout_s: float | None) -> bool:
         left = 1.0 if deadline is None else deadline - time.monotonic()
         if left <= 0:
             return False
-        if changed is None:  # most groups are there at the first look
-            changed = threading.Event()
-            _worker().subscribe("group", group_id, lambda _: changed.set())
-        else:
+        if listens:
             changed.wait(min(left, 1.0))
+        else:  # most groups are there at the first look
+            listens = True
+            _worker().subscribe("group", group_id, lambda _: changed.set())
 
 
 _ready: Any = None

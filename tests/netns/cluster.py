@@ -97,9 +97,10 @@ class NetCluster:
 
     def run(self, host: Host, *arguments: str, code: int = 0) -> str:
         """The command line on a host."""
+        environment = os.environ | self.environment(host) | self._secrets
         done = subprocess.run(
             [*host.enter, sys.executable, "-m", "miniray", *arguments], cwd=ROOT, capture_output=True,
-            env=os.environ | self.environment(host) | self._secrets, text=True, timeout=START_S, check=False)  # fmt: skip
+            env=environment, text=True, timeout=START_S, check=False)  # fmt: skip
         assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 

@@ -100,7 +100,8 @@ async def test_a_wrong_token_is_refused_for_good_and_reveals_nothing(head: Gcs) 
 
 async def test_the_handshake_needs_no_token_and_tells_versions_only(head: Gcs) -> None:
     reply = await rpc.handshake(head.address)
-    assert reply == gcs.HandshakeReply(accepted=True, protocol_version=rpc.PROTOCOL_VERSION, miniray_version="1.2.3")
+    assert reply == gcs.HandshakeReply(
+        accepted=True, protocol_version=rpc.PROTOCOL_VERSION, miniray_version="1.2.3")
 
 
 async def test_other_versions_are_refused_in_words(head: Gcs, monkeypatch: pytest.MonkeyPatch) -> None:
