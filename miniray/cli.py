@@ -21,6 +21,7 @@ COMMANDS = {
     "list": ("miniray.commands.listing:listing", "List tasks, actors, nodes or jobs."),
     "job": ("miniray.commands.jobs:job", "Submit, follow, list and stop jobs that the cluster runs."),
     "why": ("miniray.commands.why:why", "Why a task, actor, object, node or group is as it is."),
+    "stack": ("miniray.commands.stack:stack", "What every worker executes."),
     "storage": ("miniray.commands.storage:storage", "Check or repair the head's tables."),
     "metrics": ("miniray.commands.metrics:metrics", "What programs count, for Prometheus."),
     "token": ("miniray.commands.token:token", "Show, or replace, the cluster's token and join string."),

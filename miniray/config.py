@@ -135,6 +135,12 @@ KNOBS = {
         Knob("log_to_driver", True, "workers' output appears in the driver", ("RAY_LOG_TO_DRIVER",)),
         Knob("dedup_logs", True, "equal lines of many workers appear once", ("RAY_DEDUP_LOGS",)),
         Knob("color_prefix", True, "each worker's prefix has a colour of its own", ("RAY_COLOR_PREFIX",)),
+        Knob(
+            "record_ref_creation_sites",
+            False,
+            "`miniray why` names the line at which a reference was made; every reference costs microseconds",
+            ("RAY_record_ref_creation_sites",),
+        ),
         Knob("task_events_kept", 100_000, "finished tasks that the head remembers per job"),
         Knob(
             "noset_cuda_visible_devices",

@@ -1,4 +1,4 @@
-"""What `miniray why` and `util.state.explain` give: a sentence, the chain behind it, and its story."""
+"""What `miniray why` and `stack` give, and `util.state` too: explanations, and what processes execute."""
 
 from __future__ import annotations
 
@@ -31,6 +31,34 @@ class Explanation:
 
     def __repr__(self) -> str:
         return f"<Explanation {self.kind or 'unknown'}: {self.sentence}>"
+
+
+class Stack:
+    """What one process executes. `str()` is for people.
+
+    `title` says what it is, `running` names its tasks, `text` has the Python stack of every thread
+    ("" where there is none to be had), `silent` how it is if it does not answer.
+    """
+
+    def __init__(self, finding: gcs.Finding) -> None:
+        self.node_id: str = finding.address.node_id.hex()
+        self.worker_id: str = finding.address.worker_id.hex()
+        self.pid: int = finding.pid
+        self.title: str = finding.title
+        self.running: list[str] = list(finding.running)
+        self.text: str = finding.stack
+        self.silent: str = finding.silent
+
+    def __str__(self) -> str:
+        where = f"{self.title} {self.worker_id[:12]} (pid {self.pid}, node {self.node_id[:12]})"
+        lines = [where + (f": does not answer, {self.silent}" if self.silent else "")]
+        lines += [f"  runs: {task}" for task in self.running]
+        if self.silent and self.text:
+            lines.append("  its stacks, most recent call first, from a signal:")
+        return "\n".join([*lines, *("  " + line for line in self.text.splitlines())])
+
+    def __repr__(self) -> str:
+        return f"<Stack of {self.title} pid {self.pid}>"
 
 
 def key_of(thing: Any) -> bytes:

@@ -268,7 +268,9 @@ class ObjectRef(ObjectRefBase, Generic[T_co]):
     def __await__(self) -> Generator[Any, None, T_co]:
         import asyncio
 
-        return asyncio.wrap_future(self.future()).__await__()
+        future = asyncio.wrap_future(self.future())
+        future.object_id = self.binary()  # type: ignore[attr-defined]  # for `miniray why`
+        return future.__await__()
 
     def __bytes__(self) -> bytes:
         return self.binary()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from miniray.commands.cluster_client import Request, connect
@@ -9,6 +11,8 @@ from miniray.commands.status import ADDRESS
 from miniray.explanations import Explanation
 
 ASK_S = 10.0
+SHOWN = 20
+"""Of things that have one name, so many are listed."""
 
 
 @click.command()
@@ -17,7 +21,8 @@ ASK_S = 10.0
 def why(id_or_name: str, address: str | None) -> None:
     """Say in one sentence how the thing with this ID is, and the chain of reasons behind it.
 
-    ID is hex as `miniray list` prints it, the beginning of one, or the name of an actor.
+    ID is hex as `miniray list` prints it, the beginning of one, or a name: of an actor, an actor class, a
+    placement group, a node, or of a function or method whose tasks have not ended.
     """
     from miniray.runtime import explaining
 
@@ -38,16 +43,33 @@ def find(request: Request, text: str) -> bytes:
         key = b""
     if len(key) in (4, 16, 18, 24, 28):
         return key
-    matching = [one for one in known(request) if text in one[1:] or one[0].hex().startswith(text.lower())]
-    keys = list(dict.fromkeys(one[0] for one in matching))
-    if len(keys) == 1:
-        return keys[0]
-    problem = f"{len(keys)} ids begin with" if keys else "nothing here has the id or name"
-    raise click.ClickException(f"{problem} {text!r}: `miniray list tasks|actors|nodes` shows them")
+    names: dict[bytes, str] = {}
+    for one, *called in [*known(request), *unfinished(request, text)]:
+        if text in called or one.hex().startswith(text.lower()):
+            names.setdefault(one, called[0])
+    if len(names) > 1:
+        first = next(iter(names))
+        click.echo(f"{len(names)} things here are called {text!r}; this is the first of them. All:", err=True)
+        for one in list(names)[:SHOWN]:
+            click.echo(f"  {one.hex()} {names[one]}", err=True)
+        return first
+    if names:
+        return next(iter(names))
+    problem = f"nothing here has the id or name {text!r}"
+    raise click.ClickException(f"{problem}: `miniray list tasks|actors|nodes` shows what there is")
 
 
-def known(request: Request) -> list[tuple[bytes, str]]:
-    """(id, name) of what the head knows; the name only where it is one's own."""
+def unfinished(request: Request, text: str) -> list[tuple[bytes, str, str]]:
+    """(id, name, method) of tasks that their owners know by this name or beginning of an id."""
+    from miniray.runtime import explaining
+
+    found = explaining.inquire(
+        lambda inquiry: request("inquiry", inquiry).findings, ASK_S, kind="NAMES", name=text)
+    return [(named.id, named.name, named.name.rpartition(".")[2]) for one in found for named in one.names]
+
+
+def known(request: Request) -> list[Any]:
+    """(id, names…) of what the head knows."""
     from miniray._proto import gcs_pb2
 
     actors = request("actor_list", gcs_pb2.ActorList(all_namespaces=True)).actors.actors
@@ -55,7 +77,7 @@ def known(request: Request) -> list[tuple[bytes, str]]:
     tasks = request("task_query", gcs_pb2.TaskQuery(limit=10_000)).tasks.tasks
     nodes = request("node_list", gcs_pb2.NodeList()).nodes.nodes
     return [
-        *((actor.spec.actor_id, actor.spec.name) for actor in actors),
+        *((actor.spec.actor_id, actor.spec.name, actor.spec.class_name) for actor in actors),
         *((group.placement_group_id, group.name) for group in groups),
         *((node.node_id, node.node_name) for node in nodes),
         *((task.task_id, "") for task in tasks),

@@ -5,8 +5,9 @@
     4 job    16 actor    18 placement group    24 task    28 node, worker or object
 
 Each link of the chain answers "why?" for the one before: a task failed because its worker died,
-that because its node died. What has not ended is known best by the driver that asked for it
-(`core.why`), so `Questions` passes the question on to it: the GCS sees tasks when they are over.
+that because its node died. What has not ended is known best by its owner
+(`core.why`), so `core.questions` passes the question on to all processes of the job: the GCS sees tasks
+when they are over. `merged` puts what they say together.
 Pure; reads the machines of `core.head`.
 """
 
@@ -24,41 +25,54 @@ if TYPE_CHECKING:
     from miniray.core.head import Head
 
 
-QUESTIONS_KEPT = 64
+def merged(key: bytes, own: gcs.Explanation, findings: list[gcs.Finding]) -> gcs.Explanation:
+    """What the GCS knows of `key` and what processes have found, as one.
+
+    The owner speaks first of what has not ended, and of objects; then whoever executes the task, who
+    else holds the object, what raylets know, and who did not answer.
+    """
+    said = [(finding, one) for finding in findings for one in finding.explanations if one.role]
+    owner = next((one for _, one in said if one.role == "owner"), None)
+    answer = gcs.Explanation()
+    over = own.kind not in ("", "object") and (owner is None or not owner.unsettled)
+    answer.CopyFrom(own if owner is None or over else owner)
+    if ids.subject(answer.next) == ids.subject(key):
+        answer.next = b""       # whoever executes it has been asked already
+    for role in ("executor", "holder", "node"):
+        for finding, one in said:
+            if one.role == role:
+                _append(answer, finding, one)
+    silent = [finding for finding in findings if finding.silent]
+    if answer.unsettled or not answer.kind:
+        answer.chain.extend(_silence(finding) for finding in silent)
+    if not answer.kind and silent:
+        answer.kind = "unknown"
+        answer.sentence = "nobody who answers knows this id; its owner may be one of those who do not"
+    return answer
 
 
-class Questions:
-    """Questions that drivers were asked, by ticket, and their answers; the latest ones only."""
-
-    def __init__(self, head: Head) -> None:
-        self._head = head
-        self._answers: dict[bytes, gcs.Explanation | None] = {}
-
-    def asked(self, now: float, query: gcs.ExplainQuery) -> gcs.Explanation:
-        """What the GCS knows, or the driver of the job, which is asked when it may know more."""
-        own = explain(self._head, now, query.id)
-        job_id = _job_of(query.id)
-        if not query.ticket or own.kind not in ("", "object") or job_id not in self._head.jobs.running:
-            return own
-        if query.ticket not in self._answers:
-            self._answers[query.ticket] = None
-            if len(self._answers) > QUESTIONS_KEPT:
-                del self._answers[next(iter(self._answers))]
-            self._head.pubsub.published("explain", job_id, data=query.ticket + query.id)
-        answer = self._answers[query.ticket]
-        own.asked = answer is None
-        return answer if answer is not None and answer.kind else own
-
-    def answered(self, query: gcs.ExplainQuery) -> None:
-        """A driver has looked."""
-        if query.ticket in self._answers:
-            self._answers[query.ticket] = query.answer
+def _append(answer: gcs.Explanation, finding: gcs.Finding, said: gcs.Explanation) -> None:
+    if not answer.kind:
+        answer.kind, answer.sentence = said.kind, said.sentence
+    who = "" if said.role == "node" else f"{place_of(finding)}: "
+    answer.chain.extend(who + link for link in said.chain)
+    answer.story.extend(said.story)
+    answer.next = said.next or answer.next
+    answer.name = answer.name or said.name
+    answer.unsettled = answer.unsettled or said.unsettled
 
 
-def _job_of(key: bytes) -> bytes:
-    if len(key) == ids.OBJECT_ID_SIZE:
-        key = ids.task_of_object(key)
-    return ids.job_of_task(key) if len(key) == ids.TASK_ID_SIZE else b""
+def place_of(finding: gcs.Finding) -> str:
+    """A process in words."""
+    node = short(finding.address.node_id)
+    if not finding.address.worker_id:
+        return f"raylet of node {node}"
+    return f"{finding.title} {short(finding.address.worker_id)} (pid {finding.pid}, node {node})"
+
+
+def _silence(finding: gcs.Finding) -> str:
+    running = f" while it runs {finding.running[0]}" if finding.running else ""
+    return f"{place_of(finding)} does not answer{running}: {finding.silent}"
 
 
 def explain(head: Head, now: float, key: bytes) -> gcs.Explanation:

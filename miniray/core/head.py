@@ -31,12 +31,12 @@ from miniray.core.actors import Actors
 from miniray.core.census import HeadCensus
 from miniray.core.desk import Answer, Desk, short
 from miniray.core.events import TYPICAL_ROW_BYTES, EventStore
-from miniray.core.explain import Questions
 from miniray.core.jobs import Jobs
 from miniray.core.kv import KeyValues
 from miniray.core.members import Member, Members, Timing
 from miniray.core.placement import Placement
 from miniray.core.pubsub import PubSub
+from miniray.core.questions import Questions
 from miniray.core.requests import Requests
 
 __all__ = ["Answer", "Head", "HeadOptions"]
@@ -228,6 +228,9 @@ class Head:
         self.placement.replied(now, member.info.node_id, message)
         self.actors.queue.freed()
 
+    def _on_findings(self, now: float, member: Member, message: gcs.Findings) -> None:
+        self.questions.found(member.info.node_id, message)
+
     def _on_leaving(self, now: float, member: Member, message: gcs.NodeLeaving) -> None:
         self._node_died(now, member.info.node_id, message.reason or "it was drained", left=True)
 
@@ -236,6 +239,7 @@ class Head:
         cause = self.members.died(now, node_id, reason, left=left)
         if cause is None:
             return
+        self.questions.node_died(node_id)
         for job_id in self.jobs.of_node(node_id):
             self.end_job(now, job_id, failed=True)
         self.actors.node_died(now, node_id, cause, drained=left)
@@ -298,6 +302,7 @@ class Head:
         for part in parts:
             part.check()
         self.requests.check()
+        self.questions.check()
 
     def dump(self) -> dict[str, Any]:
         """The state as plain values."""
@@ -325,4 +330,5 @@ _NODE_HANDLERS: dict[str, Callable[[Head, float, Member, Any], None]] = {
     "bundle_reply": Head._on_bundle_reply,
     "leaving": Head._on_leaving,
     "counted": Head._on_counted,
+    "findings": Head._on_findings,
 }

@@ -65,6 +65,11 @@ def job_of_task(tid: bytes) -> bytes:
     return tid[20:TASK_ID_SIZE]
 
 
+def subject(key: bytes) -> bytes:
+    """What a chain of waiting is about: a task and its returns are one thing; any other id is itself."""
+    return task_of_object(key) if len(key) == OBJECT_ID_SIZE and not is_put(key) else key
+
+
 def is_put(oid: bytes) -> bool:
     """True for an object made by `put`, False for a task's return value."""
     return bool(oid[27] & 0x80)

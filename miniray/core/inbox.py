@@ -113,6 +113,9 @@ class Inbox:
     def _on_counted(self, now: float, worker: Worker, message: gcs_pb2.CensusPart) -> None:
         self.node.census.answered(worker.worker_id, message)
 
+    def _on_finding(self, now: float, worker: Worker, message: gcs_pb2.Finding) -> None:
+        self.node.inquiries.answered(worker, message)
+
     def _on_kill(self, now: float, worker: Worker, message: worker_pb2.KillRequest) -> None:
         if message.worker.node_id == self.node.node_id:
             self.node.kill(now, message)
@@ -133,5 +136,5 @@ _HANDLERS: dict[str, Any] = {
     "control": Inbox._on_control, "task_events": Inbox._on_task_events,
     "actor_ready": Inbox._on_actor_ready, "exiting": Inbox._on_exiting,
     "current_task": Inbox._on_current_task, "kill": Inbox._on_kill, "watch": Inbox._on_watch,
-    "exit_refused": Inbox._on_exit_refused, "counted": Inbox._on_counted,
+    "exit_refused": Inbox._on_exit_refused, "counted": Inbox._on_counted, "finding": Inbox._on_finding,
 }

@@ -418,6 +418,20 @@ class Memory:
 
     # ---- time, people, tests ----
 
+    def told(self, object_id: bytes) -> list[str]:
+        """How an object stands with this node's room, for people."""
+        here = f"node {self.relay.node_id.hex()[:12]}"
+        wanted = [room for room in self.rooms if room.object_id == object_id and room.worker_id]
+        links = [f"{here} makes room in its full store for its {room.size} bytes, for "
+                 f"{self.client_name(room.worker_id)}" for room in wanted]
+        if self.disk_full and links:
+            links.append(f"nothing can be spilled: {self.disk_full}")
+        if object_id in self.spilled:
+            links.append(f"its copy on {here} is spilled to disk: {self.spilled[object_id].size} bytes")
+        elif any(object_id in batch for batch in self.spilling.values()):
+            links.append(f"its copy on {here} is being written to disk")
+        return links
+
     def next_deadline(self) -> float | None:
         """When a waiting request is looked at again."""
         return self.retry_at

@@ -31,6 +31,7 @@ from miniray.core.contract import HEAD, Send, Stories
 from miniray.core.guard import Guard
 from miniray.core.hosting import Hosting
 from miniray.core.inbox import Inbox
+from miniray.core.inquiries import Inquiries
 from miniray.core.lease_queue import LeaseQueue
 from miniray.core.leases import Leases
 from miniray.core.memory import Memory, Owner
@@ -85,6 +86,7 @@ class Node:
         self.hosting = Hosting(self.out, self.node_id, self.leases, self.pool, self.stories)
         self.guard = Guard(self.out, self.pool, self.leases, self.hosting.restartable)
         self.inbox = Inbox(self)
+        self.inquiries = Inquiries(self)
         self.epoch = 0
         self.placements_seen = 0
         """CreateActor and BundleRequest messages of this epoch: what `available` reflects."""
@@ -216,6 +218,8 @@ class Node:
             self.residents.job_ended(now, message.job_ended.job_id)
         elif kind == "census":
             self.census.asked(now, message.census)
+        elif kind == "inquiry":
+            self.inquiries.asked(now, message.inquiry)
 
     def _published(self, now: float, publication: gcs_pb2.Publication) -> None:
         mine = self.bridge.published(publication)
@@ -371,6 +375,10 @@ class Node:
         """Answer to `StartFetch`."""
         self.transfer.fetch_ended(now, object_id, size, owner, failure, elsewhere)
 
+    def process_seen(self, ticket: bytes, worker_id: bytes, state: str, stack: str) -> None:
+        """Answer to `LookAtProcess`."""
+        self.inquiries.process_seen(ticket, worker_id, state, stack)
+
     # ---- time ----
 
     def next_deadline(self) -> float | None:
@@ -379,7 +387,7 @@ class Node:
         if self.resources.version != self.heartbeat_version:
             beat = min(beat, self.heartbeat_sent + HEARTBEAT_SOON_S)
         times = [beat]
-        for part in (self.pool, self.leases, self.memory, self.transfer, self.neighbours):
+        for part in (self.pool, self.leases, self.memory, self.transfer, self.neighbours, self.inquiries):
             due = part.next_deadline()
             if due is not None:
                 times.append(due)
@@ -393,6 +401,7 @@ class Node:
         self.leases.tick(now)
         self.memory.tick(now)
         self.transfer.tick(now)
+        self.inquiries.tick(now)
         self.leave_if_empty(now)
         self._ask_about_strangers(now)
         changed = self.resources.version != self.heartbeat_version
@@ -426,7 +435,8 @@ class Node:
 
     def check(self) -> None:
         """Every invariant of every part."""
-        for part in (self.pool, self.leases, self.hosting, self.relay, self.memory, self.transfer):
+        for part in (self.pool, self.leases, self.hosting, self.relay, self.memory, self.transfer,
+                     self.inquiries):
             part.check()
         if not self.leases.grants and not self.hosting.bundles:
             assert self.resources.available == self.resources.total, "resources were not given back"

@@ -144,6 +144,16 @@ class ForgetPeer:
 
 
 @dataclass(slots=True)
+class LookAtProcess:
+    """See how a client is that does not answer; `process_seen`. `stack`: what it executes, too."""
+
+    ticket: bytes
+    worker_id: bytes
+    pid: int
+    stack: bool
+
+
+@dataclass(slots=True)
 class StopNode:
     """The node has drained, or the GCS refused it: end the process."""
 

@@ -195,11 +195,13 @@ class Requests:
         return gcs.ControlReply(tasks=self._head.events.query(request.task_query))
 
     def _do_explain(self, now: float, request: gcs.ControlRequest, node_id: bytes) -> gcs.ControlReply:
-        query = request.explain
-        if query.HasField("answer"):
-            self._head.questions.answered(query)
-            return gcs.ControlReply()
-        return gcs.ControlReply(explanation=self._head.questions.asked(now, query))
+        return gcs.ControlReply(explanation=self._head.questions.explained(now, request.explain))
+
+    def _do_inquiry(self, now: float, request: gcs.ControlRequest, node_id: bytes) -> gcs.ControlReply:
+        """What processes execute, and what they know by a name: only they can say."""
+        if not request.inquiry.ticket:
+            raise Refusal(pb.INVALID_ARGUMENT, "an inquiry needs a ticket")
+        return gcs.ControlReply(findings=self._head.questions.inquired(now, request.inquiry))
 
     def _do_census(self, now: float, request: gcs.ControlRequest, node_id: bytes) -> gcs.ControlReply:
         return gcs.ControlReply(census=self._head.census.asked(request.census))
@@ -254,5 +256,6 @@ _REQUEST_HANDLERS: dict[str, Callable[[Requests, float, gcs.ControlRequest, byte
     "drain": Requests._do_drain,
     "explain": Requests._do_explain,
     "census": Requests._do_census,
+    "inquiry": Requests._do_inquiry,
     "status": Requests._do_status,
 }

@@ -118,6 +118,7 @@ class Residents:
         self.node.memory.client_gone(worker_id)
         self.node.bridge.client_gone(worker_id)
         self.node.census.client_gone(worker_id)
+        self.node.inquiries.client_gone(worker_id)
         self.node.relay.client_gone(worker_id, failure, worker.intended)
         self.node.memory.owner_gone(now, self.node.node_id, worker_id)
         address = common.Address(node_id=self.node.node_id, worker_id=worker_id)

@@ -20,7 +20,7 @@ node, and their bytes stay under `ACTIVE_SHARE` of the store unless there is onl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,6 +120,8 @@ class Transfer:
     sources_busy: dict[bytes, int] = field(default_factory=dict)
     """Fetches under way per source node."""
     next_order: int = 0
+    arrived: Callable[[bytes], int] = lambda object_id: 0
+    """Bytes of a fetch that have come so far; the shell's."""
 
     # ---- stimuli ----
 
@@ -346,6 +348,27 @@ class Transfer:
             + (f" (tried {tried})" if tried else "")))
 
     # ---- time, people, tests ----
+
+    def told(self, now: float, object_id: bytes) -> list[str]:
+        """How a pull of this object stands, for people."""
+        pull = self.pulls.get(object_id)
+        if pull is None:
+            return []
+        here = f"node {self.node_id.hex()[:12]}"
+        if pull.state == FETCHING:
+            source = f"node {pull.source.hex()[:12]}"
+            come = self.arrived(object_id)
+            return [f"{here} fetches it from {source}: {come} of {pull.size} bytes are there"]
+        if pull.state == RESTORING:
+            return [f"{here} restores it from disk: {pull.size} bytes"]
+        if pull.state == MAKING_ROOM:
+            return [f"{here} has no room for its {pull.size} bytes yet: the store is full"]
+        if pull.state == BACKING_OFF:
+            wait = max(0.0, pull.retry_at - now)
+            return [f"{here} asks its source again in {wait:.1f} s: it is busy or does not answer"]
+        before = sum(other.state != QUEUED or (other.priority, other.order) < (pull.priority, pull.order)
+                     for other in self.pulls.values())
+        return [f"{here} fetches it after {before} others: {ACTIVE_PULLS} at a time"]
 
     def next_deadline(self) -> float | None:
         """When a busy source is asked again."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from miniray._proto import gcs_pb2 as gcs
 
 from . import ids
+from .calls import ALIVE, DEAD
 from .directory import FAILED, INLINE, STATE_NAMES, STORED, Address, ObjectEntry
 from .tasks import CANCELLED, PUSHED, TaskRecord
 
@@ -29,21 +30,41 @@ LINKS = 12
 
 def chain(owner: Owner, entry: ObjectEntry, now: float | None = None) -> list[str]:
     """Why the object is not ready; `now` adds how long it has been so."""
+    return trace(owner, entry, now)[0]
+
+
+def trace(owner: Owner, entry: ObjectEntry, now: float | None = None) -> tuple[list[str], bytes]:
+    """The chain as far as this process knows it, and what another process knows more of: a task that
+    was sent to a worker, an actor that is not alive, an object of another owner; b"" for nothing."""
     links: list[str] = []
     seen: dict[bytes, None] = {}
     while len(links) < LINKS:
         if entry.ready:
-            return [*links, "it is ready"]
+            return [*links, "it is ready"], b""
         record: TaskRecord | None = entry.task
         if record is None:
-            return [*links, _foreign(owner, entry)]
+            return [*links, _foreign(owner, entry)], entry.id if entry.owner is not None else b""
         blocking = next((one for one in record.dependencies or () if not one.ready), None)
         if blocking is None or not record.unresolved or blocking.id in seen:
-            return links + task_links(owner, record, now)
+            return links + task_links(owner, record, now), _elsewhere(record)
         seen[blocking.id] = None
         links.append(f"task {record.label} waits for argument {blocking.id.hex()}")
         entry = blocking
-    return [*links, "and so on"]
+    return [*links, "and so on"], entry.id
+
+
+def _elsewhere(record: TaskRecord) -> bytes:
+    """Whom to ask further about a task whose arguments are there."""
+    client: ActorClient | None = record.client
+    if record.state == PUSHED:
+        return record.id
+    if client is None or client.state == DEAD:
+        return b""
+    if client.state != ALIVE:
+        return client.id
+    head = client.queue[0] if client.queue else record
+    missing = next((one for one in head.dependencies or () if not one.ready), None)
+    return missing.id if missing is not None else b""
 
 
 def _foreign(owner: Owner, entry: ObjectEntry) -> str:
@@ -161,14 +182,20 @@ def _object(owner: Owner, now: float, key: bytes) -> gcs.Explanation:
     entry = owner.directory.find(key)
     if entry is None:
         return gcs.Explanation()
-    found = gcs.Explanation(kind="object")
-    if entry.ready:
+    found = gcs.Explanation(kind="object", role="owner" if entry.owner is None else "holder")
+    if entry.owner is not None and entry.state != FAILED:
+        found.sentence = f"object {key.hex()} is owned by worker {_short(entry.owner)}"
+        found.chain.extend(holders(entry))
+    elif entry.ready:
         state, links = _ready_links(entry)
         found.sentence = f"object {key.hex()} {state}"
         found.chain.extend(links)
     else:
         found.sentence = f"object {key.hex()} is not ready"
-        found.chain.extend(chain(owner, entry, now))
+        links, found.next = trace(owner, entry, now)
+        found.chain.extend(links)
+        found.unsettled = True
+        found.name = entry.task.label if entry.task is not None else ""
     found.story.extend(owner.story(key))
     return found
 
@@ -177,7 +204,7 @@ def _task(owner: Owner, now: float, key: bytes) -> gcs.Explanation:
     record = owner.record_of(key)
     if record is None:
         return gcs.Explanation()
-    found = gcs.Explanation(kind="task")
+    found = gcs.Explanation(kind="task", role="owner", unsettled=not record.done, name=record.label)
     name = f"task {record.label} ({key.hex()[:12]})"
     if record.done:
         outcome = "was cancelled" if record.state == CANCELLED else "has finished"
@@ -187,7 +214,11 @@ def _task(owner: Owner, now: float, key: bytes) -> gcs.Explanation:
     else:
         entry = next(iter(record.returns), None)
         found.sentence = f"{name} has not ended: it was submitted {now - record.submitted_at:.1f} s ago"
-        found.chain.extend(chain(owner, entry, now) if entry is not None else task_links(owner, record, now))
+        if entry is not None:
+            links, found.next = trace(owner, entry, now)
+            found.chain.extend(links)
+        else:
+            found.chain.extend(task_links(owner, record, now))
     found.story.extend(owner.story(key))
     return found
 

@@ -51,6 +51,12 @@ class _Call:
         self.task: Any = None
         self.started = 0        # when its code began: perf_counter_ns
 
+    def holds_a_place(self) -> bool:
+        """Of a coroutine: whether its code has begun, rather than wait for others of its group to end."""
+        waits_for = getattr(self.task.get_coro(), "cr_await", None) if self.started else None
+        acquires = getattr(getattr(waits_for, "cr_code", None), "co_qualname", "__aenter__")
+        return bool(self.started) and not acquires.endswith("__aenter__")
+
 
 class ThreadedActor:
     """Calls run in threads."""
@@ -61,7 +67,7 @@ class ThreadedActor:
         self._pools = {"": ThreadPoolExecutor(default, "actor")}
         for group, width in spec.concurrency_groups.items():
             self._pools[group] = ThreadPoolExecutor(width, f"actor-{group}")
-        self._queued: dict[tuple[Any, int], Any] = {}
+        self._queued: dict[tuple[Any, int], _Call] = {}
         self._running: dict[tuple[Any, int], _Call] = {}
 
     def construct(
@@ -75,7 +81,12 @@ class ThreadedActor:
         call = _Call(self._executor, peer, frame)
         function = self._executor.function(peer, call.number)
         pool = self._pools.get(function.group, self._pools[""])
-        self._queued[(peer, call.call)] = pool.submit(self._run, call)
+        self._queued[(peer, call.call)] = call
+        call.task = pool.submit(self._run, call)
+
+    def not_begun(self) -> list[bytes]:
+        """Ids of the calls that wait for a thread."""
+        return [call.context.task_id for call in list(self._queued.values())]
 
     def cancel(self, peer: Peer, call: int, recursive: bool) -> None:
         """Drop a call that has not started; one that runs can ask whether it was. Under the lock."""
@@ -86,8 +97,8 @@ class ThreadedActor:
             if recursive:
                 cancellation.children(executor.worker, running.context.task_id, False)
             return
-        future = self._queued.get((peer, call))
-        if future is not None and future.cancel():
+        queued = self._queued.get((peer, call))
+        if queued is not None and queued.task is not None and queued.task.cancel():
             del self._queued[(peer, call)]
             executor._reply(peer, call, 0, 1, [executor.cancelled(b"")], [])
 
@@ -192,6 +203,17 @@ class AsyncActor:
         """What runs, and since when (monotonic seconds)."""
         return [one for loop in self._groups.values() for one in loop.running()]
 
+    def begun(self) -> list[_Call]:
+        """The calls whose code has begun."""
+        return [call for call in self._calls() if call.holds_a_place()]
+
+    def not_begun(self) -> list[bytes]:
+        """Ids of the calls that wait for their turn."""
+        return [call.context.task_id for call in self._calls() if not call.holds_a_place()]
+
+    def _calls(self) -> list[_Call]:
+        return [call for loop in self._groups.values() for call in loop.calls()]
+
     def cancel(self, peer: Peer, call: int, recursive: bool) -> None:
         """Cancel a coroutine, started or not. Under the lock."""
         for loop in self._groups.values():
@@ -220,6 +242,10 @@ class _Loop:
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
+
+    def calls(self) -> list[_Call]:
+        """All that have not been answered."""
+        return [*self._running.values(), *self._arrived]
 
     def submit(self, call: _Call) -> None:
         """A call came in. Under the worker's lock; one wake-up per batch."""

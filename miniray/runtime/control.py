@@ -221,6 +221,11 @@ class Control:
             if not message.key:
                 break
 
+    def _inquiry(self, message: gcs.Inquiry) -> None:
+        from miniray.runtime import answering
+
+        answering.inquired(self.worker, message)
+
     def _location(self, message: wire.LocationUpdate) -> None:
         with self.worker.lock:
             if message.removed:
@@ -244,4 +249,5 @@ _MESSAGES: dict[str | None, Callable[[Control, Any], None]] = {
     "publication": Control._publication,
     "location": Control._location,
     "census": Control._census,
+    "inquiry": Control._inquiry,
 }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import worker_pb2 as wire
-from miniray.runtime import explaining
+from miniray.runtime import sites
 from miniray.runtime.interrupts import Interrupts
 from miniray.runtime.raylet_client import RayletClient
 from miniray.runtime.worker import CoreWorker, set_current
@@ -46,11 +46,11 @@ def connect_driver(
         kind = LocalWorker
     worker = kind(client, info, fd, is_driver=True)
     set_current(worker)
+    sites.install(worker)
     worker.start()
     interrupts = Interrupts(worker)
     interrupts.install()
     worker.before_leaving.append(interrupts.uninstall)
-    explaining.listen(worker)
     if log_to_driver:
         from miniray.runtime.log_stream import LogStream
 

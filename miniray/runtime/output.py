@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import faulthandler
 import io
+import os
 import sys
 
 from miniray.runtime.logs import ACTOR, JOB, TASK
+from miniray.runtime.process_look import STACK_FILE, STACK_SIGNAL
 from miniray.runtime.task_context import CURRENT
 
 unfinished = False
@@ -70,6 +72,7 @@ def install() -> None:
     sys.stdout = sys.__stdout__ = MarkedStream(1)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = MarkedStream(2)  # type: ignore[misc]
     faulthandler.enable(all_threads=False)  # a crash leaves its stack in the log
+    faulthandler.register(STACK_SIGNAL, os.memfd_create(STACK_FILE), all_threads=True)
 
 
 def belongs_to(job_id: bytes) -> None:

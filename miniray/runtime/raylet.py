@@ -35,6 +35,7 @@ from miniray.core.node_effects import (
     DropClient,
     DropSpilled,
     ForgetPeer,
+    LookAtProcess,
     RestoreObject,
     SpillObjects,
     StartFetch,
@@ -140,7 +141,7 @@ class Raylet:
             StartFetch: self.objects.start_fetch, StopFetch: self.objects.stop_fetch,
             ForgetPeer: lambda e: self.peers.forget(e.node_id),
             ConnectWorkers: self._do_connect_workers,
-            StopNode: lambda e: self._on_stop(e.reason, e.failed),
+            StopNode: lambda e: self._on_stop(e.reason, e.failed), LookAtProcess: self._do_look,
         }  # fmt: skip
 
     def start(self) -> None:
@@ -412,6 +413,15 @@ class Raylet:
             self._worker_ended(startup_token, 0, 256, "it was not wanted any more")
         elif startup_token:
             self._workers.stop(startup_token, effect.force)
+
+    def _do_look(self, effect: LookAtProcess) -> None:
+        from miniray.runtime import process_look
+
+        def seen(state: str, stack: str) -> None:
+            self.node.process_seen(effect.ticket, effect.worker_id, state, stack)
+            self.turn()
+
+        process_look.look(self._loop, effect.pid, effect.stack, seen)
 
     def _do_survey(self, effect: SurveyStore) -> None:
         self.node.store_surveyed(self._loop.time(), self._store.survey())

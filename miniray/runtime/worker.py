@@ -66,6 +66,7 @@ from miniray.runtime.waiting import POLL_LIMIT, Callback, Pump, Waiter
 
 if TYPE_CHECKING:
     from miniray.runtime.log_stream import LogStream
+    from miniray.runtime.sites import Sites
 
 INLINE_LIMIT = arguments.INLINE_LIMIT
 IDLE_TICK_S = 1.0
@@ -139,6 +140,7 @@ class CoreWorker:
         self.terms: dict[int, bytes] = {}  # by lease id: what the leased worker must know
         self.callbacks: deque[Callable[[], None]] = deque()
         self.before_leaving: list[Callable[[], None]] = []
+        self.sites: Sites | None = None     # where references were made, if that is recorded
         self.closing = False
         self.default_task = b""
         self._ids: Any = None

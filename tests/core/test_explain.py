@@ -1,4 +1,4 @@
-"""What the GCS says when it is asked why: sentences, chains, stories, and questions to drivers."""
+"""What the GCS says when it is asked why: sentences, chains, stories. Questions to others: test_questions."""
 
 from __future__ import annotations
 
@@ -100,35 +100,3 @@ def test_nodes_jobs_and_workers_are_known_by_their_ids() -> None:
     assert told(made, put).startswith(f"object {put.hex()} was put, not returned by a task < job ")
     for unknown in (b"", b"x", bytes(16), bytes(18), bytes(24), bytes(28), b"\xff" * 28):
         assert not asked(made, unknown).kind
-
-
-def test_what_has_not_ended_is_asked_of_the_driver_once() -> None:
-    made = world()
-    made.ask(subscribe=gcs.Subscribe(channel="explain", key=JOB))
-    ticket = b"T" * 16
-    for _ in range(2):
-        first = asked(made, TASK, ticket)
-        assert first.asked and not first.kind
-    (question,) = made.news(1, "explain")
-    assert question.key == JOB and question.data == ticket + TASK
-    answer = gcs.Explanation(kind="task", sentence="it runs")
-    made.ask(explain=gcs.ExplainQuery(ticket=ticket, answer=answer))
-    assert asked(made, TASK, ticket) == answer
-
-
-def test_nobody_waits_for_a_driver_that_knows_nothing_or_has_ended() -> None:
-    made = world()
-    ticket = b"T" * 16
-    assert asked(made, TASK, ticket).asked
-    made.ask(explain=gcs.ExplainQuery(ticket=ticket, answer=gcs.Explanation()))
-    assert not asked(made, TASK, ticket).asked
-    assert not asked(made, ids.task_id(b"t" * 8, ids.job_id(9)), b"other").asked
-    assert not asked(made, TASK, b"").asked, "no ticket: only what the GCS knows"
-
-
-def test_questions_are_bounded_and_answers_to_others_are_ignored() -> None:
-    made = world()
-    for number in range(200):
-        asked(made, TASK, number.to_bytes(16, "little"))
-    made.ask(explain=gcs.ExplainQuery(ticket=b"unknown", answer=gcs.Explanation(kind="task")))
-    assert len(made.head.questions._answers) == 64

@@ -107,3 +107,58 @@ def test_ids_that_nobody_knows_are_said_to_be_unknown(ray: Any) -> None:
         state.explain(3.5)
     node = ray.get_runtime_context().get_node_id()
     assert "is alive" in command(node[:12]).stdout
+
+
+def test_what_a_task_has_submitted_is_explained_from_anywhere(ray: Any) -> None:
+    @ray.remote
+    def outer() -> Any:
+        @ray.remote(num_gpus=3)
+        def inner() -> None: ...
+
+        return ray.get(inner.remote())
+
+    ref = outer.remote()
+    says(ref, "task outer runs", "waits for object", "test_why.py", "task inner waits for a worker",
+         "'GPU' (asked 3)")
+    asked = command("inner")        # by its name, from another process; a worker owns it
+    assert asked.returncode == 0 and "task inner" in asked.stdout and "'GPU' (asked 3)" in asked.stdout, asked
+    ray.cancel(ref, force=True)
+
+
+def test_a_deadlock_is_named_as_a_cycle(ray: Any) -> None:
+    @ray.remote
+    class Actor:
+        def ask(self, others: list[Any]) -> Any:
+            return ray.get(others[0].ask.remote(others[1:])) if others else 1
+
+    first, second = Actor.remote(), Actor.remote()
+    ref = first.ask.remote([second, first])
+    says(ref, "this is a cycle, and none of them can ever end: Actor.ask")
+    ray.kill(first)
+    ray.kill(second)
+
+
+def test_holders_are_named_with_the_line_where_it_is_recorded() -> None:
+    code = """
+import os, time, subprocess, sys
+import miniray as ray
+from miniray.util import state
+ray.init(num_cpus=2)
+@ray.remote
+class Keeper:
+    def keep(self, refs): self.refs = refs
+ref = ray.put(b"x" * 200_000)        # the line
+keeper = Keeper.remote()
+ray.get(keeper.keep.remote([ref]))
+deadline = time.monotonic() + 30
+while "actor Keeper" not in str(state.explain(ref)) and time.monotonic() < deadline:
+    time.sleep(0.05)
+print(state.explain(ref))
+"""
+    environment = {**os.environ, "MINIRAY_RECORD_REF_CREATION_SITES": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+                          env=environment, check=False)  # fmt: skip
+    assert done.returncode == 0, done
+    assert "held by worker" in done.stdout and "actor Keeper" in done.stdout
+    assert "the reference was made by put at <string>:9" in done.stdout
+    assert "the reference came inside a value that was loaded" in done.stdout

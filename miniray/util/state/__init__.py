@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from miniray import api
-from miniray.explanations import Explanation, key_of
+from miniray.explanations import Explanation, Stack, key_of
 from miniray.state_rows import Row
 from miniray.util.state import sources
 
@@ -177,6 +177,21 @@ def explain(id: Any, timeout: float = 5.0) -> Explanation:
     from miniray.runtime import explaining
 
     return Explanation(explaining.explain(api.connected_worker(), key_of(id), timeout))
+
+
+def stacks(worker_id: str = "", timeout: float = 5.0) -> list[Stack]:
+    """What every process of the cluster executes now, or those whose worker id (hex) begins so.
+
+    A process that does not answer is listed with the reason, and with its stacks where a signal can
+    get them.
+    """
+    from miniray.runtime import explaining
+
+    worker = api.connected_worker()
+    key = bytes.fromhex(worker_id)
+    found = explaining.inquire(
+        lambda inquiry: worker.request("inquiry", inquiry).findings, timeout, kind="STACK", key=key)
+    return [Stack(finding) for finding in found]
 
 
 def _counted(rows: Iterable[Row], field: str) -> dict[str, int]:
