@@ -12,7 +12,7 @@ class Explanation:
     """Why something is as it is. `str()` is for people.
 
     `kind` says what it is ("" when nothing is known of the id), `sentence` how it is, `chain` why:
-    each link is the reason for the one before. `story` is what happened, oldest first.
+    each link is the reason for the one before. `story` is what happened, oldest first; `advice` what helps.
     """
 
     def __init__(self, message: gcs.Explanation) -> None:
@@ -21,10 +21,19 @@ class Explanation:
         self.chain: list[str] = list(message.chain)
         self.story: list[str] = list(message.story)
 
+    @property
+    def advice(self) -> str:
+        """What helps, by the catalogue of situations (docs/explanations.md); "" where nothing is known."""
+        from miniray.core import situations
+
+        return situations.advice([self.sentence, *self.chain])
+
     def __str__(self) -> str:
         if not self.kind:
             return "nothing is known of this id: neither the head nor the driver of its job knows it"
         lines = [self.sentence, *(f"  - {link}" for link in self.chain)]
+        if self.advice:
+            lines.append(f"what helps: {self.advice}")
         if self.story:
             lines += ["what happened:", *(f"  {line}" for line in self.story)]
         return "\n".join(lines)

@@ -16,14 +16,22 @@ SHOWN = 20
 
 
 @click.command()
-@click.argument("id_or_name", metavar="ID")
+@click.argument("id_or_name", metavar="ID", default="")
+@click.option("--catalogue", is_flag=True, help="Print every situation that can be named, as Markdown.")
 @ADDRESS
-def why(id_or_name: str, address: str | None) -> None:
+def why(id_or_name: str, catalogue: bool, address: str | None) -> None:
     """Say in one sentence how the thing with this ID is, and the chain of reasons behind it.
 
     ID is hex as `miniray list` prints it, the beginning of one, or a name: of an actor, an actor class, a
     placement group, a node, or of a function or method whose tasks have not ended.
     """
+    if catalogue:
+        from miniray.core import situations
+
+        click.echo(situations.page(), nl=False)
+        return
+    if not id_or_name:
+        raise click.UsageError("which task, actor, object, node or group? Give an id or a name")
     from miniray.runtime import explaining
 
     with connect(address) as (request, _where):

@@ -109,8 +109,8 @@ class Actors:
         self.queue.enqueue(record)
         self.queue.place(now)
 
-    def killed(self, now: float, request: gcs.ActorKill) -> None:
-        """`kill()`: at once; without `no_restart` it starts again if it may."""
+    def killed(self, now: float, request: gcs.ActorKill, by: str = "") -> None:
+        """`kill()`: at once; without `no_restart` it starts again if it may. `by` says who asked."""
         record = self.registry.records.get(request.actor_id)
         if record is None or record.is_dead:
             return
@@ -122,7 +122,7 @@ class Actors:
         elif request.graceful:
             self._end_gently(now, record, "ended by request")
         else:
-            text = "the actor is dead because it was killed by `ray.kill`"
+            text = "the actor is dead because it was killed by `ray.kill`" + (f" in {by}" if by else "")
             self._end_now(now, record, failure(pb.ACTOR_DIED, text))
 
     def handle_gone(self, now: float, actor_id: bytes) -> None:

@@ -111,7 +111,7 @@ def _actor(head: Head, key: bytes) -> gcs.Explanation | None:
     record = head.actors.registry.records.get(key)
     if record is None:
         return None
-    info = record.info
+    info = head.actors.shown(record)
     spec = info.spec
     title = f"actor {spec.class_name}" + (f" '{spec.name}'" if spec.name else "") + f" ({short(key)})"
     found = gcs.Explanation(kind="actor")

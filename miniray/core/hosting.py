@@ -17,7 +17,7 @@ from typing import Any
 
 from miniray._proto import common_pb2 as common
 from miniray._proto import gcs_pb2, worker_pb2
-from miniray.core import policy, resources
+from miniray.core import environments, policy, resources
 from miniray.core.contract import HEAD, Send, Stories
 from miniray.core.leases import Grant, Leases
 from miniray.core.node_effects import slots_of, to_client
@@ -99,6 +99,20 @@ class Hosting:
         start = worker_pb2.StartActor(spec=hosted.spec, attempt=hosted.attempt,
                                       slots=slots_of(grant.allocation))
         self.out.append(to_client(worker.worker_id, start_actor=start))
+
+    def told(self, now: float, actor_id: bytes) -> list[str]:
+        """How the creation of an actor stands here, for people."""
+        hosted = self.actors.get(actor_id)
+        if hosted is None or hosted.ready:
+            return []
+        grant = self.leases.grants[hosted.grant_id]
+        here = f"node {self.node_id.hex()[:12]}"
+        worker = self.pool.workers.get(hosted.worker_id)
+        if worker is not None:
+            return [f"{here} runs its constructor since {now - grant.since:.1f} s, in process {worker.pid}"]
+        fields = environments.shown(grant.cls.runtime_env)
+        env = f", in its runtime_env {fields}" if fields else ""
+        return [f"{here} starts a worker process for it{env}, since {now - grant.since:.1f} s"]
 
     def ready(self, now: float, worker: Worker, message: worker_pb2.ActorReady) -> None:
         """The constructor has returned or raised."""

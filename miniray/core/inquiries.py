@@ -129,13 +129,14 @@ class Inquiries:
     # ---- what the raylet itself knows
 
     def _own(self, now: float, key: bytes) -> list[gcs.Finding]:
-        links: list[str] = []
         if len(key) == ids.OBJECT_ID_SIZE:
-            links += self.node.transfer.told(now, key) + self.node.memory.told(key)
+            kind, links = "object", self.node.transfer.told(now, key) + self.node.memory.told(key)
+        else:
+            kind, links = "actor", self.node.hosting.told(now, key)
         if not links:
             return []
         address = common.Address(node_id=self.node.node_id)
-        told = gcs.Explanation(kind="object", role="node", chain=links)
+        told = gcs.Explanation(kind=kind, role="node", chain=links)
         return [gcs.Finding(address=address, title="raylet", explanations=[told])]
 
     def check(self) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 
 from miniray._proto import common_pb2 as common
 from miniray._proto import raylet_pb2, worker_pb2
-from miniray.core import resources
+from miniray.core import environments, resources
 from miniray.core.contract import Send
 from miniray.core.lease_queue import LeaseQueue, Request, RequestKey
 from miniray.core.node_effects import slots_of, to_client
@@ -337,7 +337,8 @@ class Leases:
         for grant in late:
             if now - grant.since >= REASON_EVERY_S and not grant.told:
                 grant.told = True
-                env = ", in its runtime_env," if grant.cls.runtime_env else ""
+                fields = environments.shown(grant.cls.runtime_env)
+                env = f", in its runtime_env {fields}," if fields else ""
                 self.requests.answer(worker_pb2.LeaseReply(
                     request_id=grant.key[1], requester=self._holder(grant),
                     pending_reason=f"a worker process{env} is starting on node {self.node_id.hex()[:8]}"))

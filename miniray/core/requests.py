@@ -103,8 +103,16 @@ class Requests:
         return gcs.ControlReply(actor=self._head.actors.shown(record))
 
     def _do_actor_kill(self, now: float, request: gcs.ControlRequest, node_id: bytes) -> gcs.ControlReply:
-        self._head.actors.killed(now, request.actor_kill)
+        self._head.actors.killed(now, request.actor_kill, self._named(request.sender))
         return gcs.ControlReply()
+
+    def _named(self, sender: pb.Address) -> str:
+        """Who asks, in words."""
+        if not sender.worker_id:
+            return ""
+        driver = self._head.jobs.of_driver(sender.worker_id)
+        kind = f"worker {short(sender.worker_id)}" if driver is None else f"the driver of job {driver.hex()}"
+        return f"{kind} (node {short(sender.node_id)})"
 
     def _do_handle_gone(self, now: float, request: gcs.ControlRequest, node_id: bytes) -> gcs.ControlReply:
         self._head.actors.handle_gone(now, request.actor_handle_gone.actor_id)

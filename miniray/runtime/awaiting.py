@@ -8,6 +8,8 @@ worker's lock.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from miniray import _native
 from miniray.core import why
 from miniray.core.directory import FAILED, ObjectEntry
-from miniray.exceptions import GetTimeoutError
+from miniray.exceptions import GetTimeoutError, RayError
 from miniray.runtime.waiting import Waiter
 
 if TYPE_CHECKING:
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from miniray.runtime.worker import CoreWorker
 
     Refs = Sequence[ObjectRef[Any]]
+
+ASKED_FROM_S = 1.0
+"""A `get` with a timeout of at least this asks other processes, too, why it has nothing to return."""
+ASK_S = 0.5
 
 BLOCKED_AFTER_S = 0.002
 """A task that waits longer than this gives its CPU back and its queue away."""
@@ -104,14 +110,45 @@ def await_all(
         worker.owner.watch_failures(waiter)
     try:
         _start(worker, refs, waiter)
-        in_time = wait_yielding(worker, waiter, deadline)
+        inquiry = None
+        in_time = wait_yielding(worker, waiter, _ask_at(deadline, timeout))
+        if not in_time and timeout is not None and timeout >= ASKED_FROM_S:
+            inquiry = _Inquiry(worker, refs)
+            in_time = wait_yielding(worker, waiter, deadline)
     finally:
         with worker.lock:
             worker.owner.unwatch(waiter)
     late = -1 if in_time else _native.first_pending(refs)
     if late >= 0:
-        raise _timed_out(worker, refs[late].entry, timeout)
+        raise _timed_out(worker, refs[late].entry, timeout, inquiry)
     return waiter.failed
+
+
+def _ask_at(deadline: float | None, timeout: float | None) -> float | None:
+    """When a wait that will probably be too long asks the others why: before its deadline, not after."""
+    if deadline is None or timeout is None or timeout < ASKED_FROM_S:
+        return deadline
+    return deadline - min(ASK_S, timeout / 4)
+
+
+class _Inquiry(threading.Thread):
+    """Asks the cluster why the first of the references that is not ready is not."""
+
+    def __init__(self, worker: CoreWorker, refs: Refs) -> None:
+        super().__init__(name="miniray-why", daemon=True)
+        self._worker = worker
+        late = _native.first_pending(refs)
+        self.entry: ObjectEntry | None = refs[late].entry if late >= 0 else None
+        self.chain: list[str] = []
+        self.start()
+
+    def run(self) -> None:
+        """The answer, or nothing: the owner's own view will do."""
+        from miniray.runtime import explaining
+
+        with contextlib.suppress(RayError):
+            if self.entry is not None:
+                self.chain = list(explaining.explain(self._worker, self.entry.id, ASK_S).chain)
 
 
 def await_some(worker: CoreWorker, refs: Refs, needed: int, timeout: float | None) -> None:
@@ -135,9 +172,14 @@ def await_one(worker: CoreWorker, entry: ObjectEntry, deadline: float | None) ->
         raise _timed_out(worker, entry, None)
 
 
-def _timed_out(worker: CoreWorker, entry: ObjectEntry, timeout: float | None) -> GetTimeoutError:
+def _timed_out(
+    worker: CoreWorker, entry: ObjectEntry, timeout: float | None, inquiry: _Inquiry | None = None
+) -> GetTimeoutError:
     with worker.lock:
-        because = "\n  because ".join(why.chain(worker.owner, entry, time.monotonic()))
+        links = why.chain(worker.owner, entry, time.monotonic())
+    if inquiry is not None and inquiry.entry is entry and len(inquiry.chain) > len(links):
+        links = inquiry.chain
+    because = "\n  because ".join(links)
     after = f" after {timeout} s" if timeout is not None else ""
     return GetTimeoutError(f"Get timed out: object {entry.id.hex()} is not ready{after}: {because}")
 

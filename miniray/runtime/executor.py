@@ -613,6 +613,8 @@ class Executor(TaskHost):
         """User code called sys.exit: the process ends, as it would without us."""
         sys.stdout.flush()
         sys.stderr.flush()
+        reason = f"user code called sys.exit({str(error.code)[:200]})"
+        self.worker.raylet.send(wire.ToRaylet(exiting=wire.Exiting(reason=reason)))
         os._exit(error.code if isinstance(error.code, int) else int(error.code is not None))
 
     def leave(self, reason: str) -> None:

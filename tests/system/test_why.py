@@ -162,3 +162,18 @@ print(state.explain(ref))
     assert "held by worker" in done.stdout and "actor Keeper" in done.stdout
     assert "the reference was made by put at <string>:9" in done.stdout
     assert "the reference came inside a value that was loaded" in done.stdout
+
+
+def test_a_get_that_times_out_tells_what_other_processes_know(ray: Any) -> None:
+    @ray.remote
+    def outer() -> Any:
+        @ray.remote(num_gpus=3)
+        def inner() -> None: ...
+
+        return ray.get(inner.remote())
+
+    ref = outer.remote()
+    says(ref, "'GPU' (asked 3)")
+    with pytest.raises(exceptions.GetTimeoutError, match=r"task inner waits for a worker\n  because .*GPU"):
+        ray.get(ref, timeout=10)
+    ray.cancel(ref, force=True)
