@@ -81,7 +81,8 @@ class Actors:
                     "another name, or get the existing one with get_actor() or get_if_exists=True",
                 )
         if known is not None:
-            if known.info.state == pb.DEPENDENCIES_UNREADY and not request.incomplete:
+            mine = known.info.spec.actor_id == spec.actor_id
+            if mine and known.info.state == pb.DEPENDENCIES_UNREADY and not request.incomplete:
                 known.creation_task = spec.creation_task
                 self._complete(now, known, request)
             return self.shown(known)

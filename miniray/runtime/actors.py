@@ -160,22 +160,24 @@ class Actors:
         return spec
 
     def _register_named(self, creation: Creation, template: ActorTemplate) -> bytes:
-        """A name is taken or not: the caller waits for the answer."""
+        """A name is taken or not: the caller waits for that answer, not for the constructor's arguments."""
         worker = self._worker
-        while creation.remaining:
-            worker.pump.poll_now()
-            time.sleep(0.001)
-        creation.spec.creation_task = self._creation_task(creation)
         message = gcs.ActorRegister(spec=creation.spec, get_if_exists=template.get_if_exists)
+        with worker.lock:
+            message.incomplete = creation.remaining > 0
+            if not message.incomplete:
+                message.spec.creation_task = self._creation_task(creation)
         try:
             info = worker.request("actor_register", message).actor
         except Exception:
             with worker.lock:
+                creation.client.state = DEAD
                 self._forget(creation.client)
             raise
         found: bytes = info.spec.actor_id
         if found != creation.spec.actor_id:
             with worker.lock:
+                creation.client.state = DEAD    # its arguments are not waited for any more
                 self._forget(creation.client)
             return found
         self._listen(creation.client)

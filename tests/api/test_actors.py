@@ -329,3 +329,41 @@ def test_a_class_may_make_actors_of_its_own_kind():
     parent = Parent.remote()
     child = ray.get(parent.child.remote(), timeout=30)
     assert ray.get(child.name.remote(), timeout=30) == "child of its own kind"
+
+
+def test_a_named_actor_whose_arguments_are_not_there_yet_has_its_name_at_once() -> None:
+    @ray.remote
+    class Gate:
+        def __init__(self) -> None:
+            self.opened = asyncio.Event()
+
+        async def wait(self) -> None:
+            await self.opened.wait()
+
+        async def open(self) -> None:
+            self.opened.set()
+
+    gate = Gate.remote()
+
+    @ray.remote
+    def late(gate):
+        ray.get(gate.wait.remote())
+        return 7
+
+    @ray.remote
+    class Model:
+        def __init__(self, weights: int) -> None:
+            self.weights = weights
+
+        def get(self) -> int:
+            return self.weights
+
+    weights = late.remote(gate)
+    model = Model.options(name="late-model").remote(weights)
+    with pytest.raises(ValueError, match="late-model"):
+        Model.options(name="late-model").remote(weights)
+    same = Model.options(name="late-model", get_if_exists=True).remote(weights)
+    assert same._actor_id == model._actor_id
+    found = ray.get_actor("late-model").get.remote()
+    gate.open.remote()
+    assert ray.get([found, model.get.remote(), same.get.remote()], timeout=60) == [7, 7, 7]

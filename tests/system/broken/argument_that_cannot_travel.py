@@ -1,0 +1,18 @@
+"""An argument cannot be pickled.
+
+names: lock
+names: f\b
+"""
+
+import threading
+
+import miniray as ray
+
+ray.init(num_cpus=2)
+
+
+@ray.remote
+def f(value): ...
+
+
+f.remote(threading.Lock())
