@@ -401,9 +401,14 @@ def recognise(link: str) -> Situation | None:
 
 
 def advice(links: Iterable[str]) -> str:
-    """What helps, by the last link that the catalogue knows something about that a user can do."""
-    found = [one for one in map(recognise, links) if one is not None]
-    return found[-1].helps if found else ""
+    """What helps: of the last link about which there is something to do, else to look at."""
+    found = [one.helps for one in map(recognise, links) if one is not None]
+    doing = [helps for helps in found if not helps.startswith(_LOOKING_ON)]
+    return (doing or found or [""])[-1]
+
+
+_LOOKING_ON = ("wait", "the next link", "`miniray stack`", "`del`")
+"""How advice begins that asks for patience, or for another look."""
 
 
 def page() -> str:

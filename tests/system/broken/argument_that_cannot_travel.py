@@ -1,7 +1,7 @@
 """An argument cannot be pickled.
 
 names: lock
-names: f\b
+names: for a task or actor __main__.f
 """
 
 import threading

@@ -1,6 +1,6 @@
 """Joins a cluster that does not exist.
 
-names: 127.0.0.1:1\b
+names: no node of a cluster at 127.0.0.1:1
 """
 
 import miniray as ray

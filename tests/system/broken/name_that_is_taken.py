@@ -1,6 +1,6 @@
 """Two actors with one name.
 
-names: ValueError
+names: ActorAlreadyExistsError
 names: 'registry'
 """
 

@@ -18,4 +18,10 @@ class Producer:
 producer = Producer.remote()
 (ref,) = ray.get(producer.put.remote())
 ray.kill(producer)
-ray.get(ref)
+try:
+    while True:
+        ray.get(producer.put.remote())
+except ray.exceptions.RayActorError:
+    pass
+while True:     # until its copy here is freed, too
+    ray.get(ref)

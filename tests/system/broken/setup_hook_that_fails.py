@@ -5,14 +5,15 @@ names: no weather today
 
 import miniray as ray
 
-ray.init(num_cpus=2)
-
 
 def hook():
     raise RuntimeError("no weather today")
 
 
-@ray.remote(runtime_env={"worker_process_setup_hook": hook})
+ray.init(num_cpus=2, runtime_env={"worker_process_setup_hook": hook})
+
+
+@ray.remote
 def f(): ...
 
 
