@@ -290,7 +290,7 @@ def test_a_lease_that_waits_for_a_process_says_so_once() -> None:
     assert not rig.messages(driver, "lease_reply"), "not worth a word yet"
     rig.advance(2.0)
     (reply,) = rig.messages(driver, "lease_reply")
-    assert "a worker process, in its runtime_env, is starting on node 6e6e6e6e" in reply.pending_reason
+    assert "a worker process, in its runtime_env {}, is starting on node 6e6e6e6e" in reply.pending_reason
     rig.boot_all()
     assert len(rig.grants(driver)) == 1
     rig.advance(1.0)
