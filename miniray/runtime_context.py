@@ -58,12 +58,16 @@ def _plain_name(resource: str) -> str:
 
 def accelerator_ids(worker: CoreWorker) -> dict[str, list[Any]]:
     """Resource → ids of the devices assigned to this task or actor, as CUDA_VISIBLE_DEVICES has them."""
+    from miniray.runtime.task_context import device
+
     found: dict[str, list[Any]] = {"GPU": [], "TPU": [], "neuron_cores": []}
     assignment = _assignment(worker)
     for resource, index, _ in assignment.slots if assignment is not None else ():
-        indices = found.setdefault(_plain_name(resource), [])
-        if index not in indices:
-            indices.append(index)
+        name = _plain_name(resource)
+        devices = found.setdefault(name, [])
+        one = device(index) if name == "GPU" else index
+        if one not in devices:
+            devices.append(one)
     return found
 
 

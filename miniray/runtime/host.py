@@ -1,4 +1,4 @@
-"""What this machine offers to us: CPUs, memory, GPUs, as affinity and cgroups allow them.
+"""What this machine offers to us: CPUs and memory, as affinity and cgroups allow them.
 
 Read once when a daemon starts; any thread. Linux only.
 """
@@ -12,7 +12,6 @@ import socket
 from miniray import config
 
 CGROUP = "/sys/fs/cgroup"
-GPUS = "/proc/driver/nvidia/gpus"
 
 
 def cpu_count() -> int:
@@ -92,31 +91,6 @@ def store_bytes(asked: int | None) -> int:
         return asked
     wanted = int(memory_total() * config.get("store_share"))
     return int(max(least, min(wanted, config.get("store_max_bytes"))))
-
-
-def gpu_count() -> int:
-    """NVIDIA devices that are visible: CUDA_VISIBLE_DEVICES, else the driver's list."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() and name.strip() != "-1"])
-    try:
-        return len(os.listdir("/proc/driver/nvidia/gpus"))
-    except OSError:
-        return 0
-
-
-def gpu_model() -> str:
-    """The accelerator type of the first GPU as Ray names it ("A100"), "" when unknown."""
-    try:
-        first = sorted(os.listdir(GPUS))[0]
-        words = dict(
-            line.split(":", 1) for line in _read(f"{GPUS}/{first}/information").splitlines() if ":" in line
-        )
-        name = words["Model"].strip().split()
-    except (OSError, IndexError, KeyError):
-        return ""
-    named = [word for word in name if word not in ("NVIDIA", "Tesla", "GeForce", "Quadro")]
-    return named[0].split("-")[0] if named else ""
 
 
 def hostname() -> str:

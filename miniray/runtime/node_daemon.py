@@ -23,7 +23,7 @@ from miniray import _native, config
 from miniray._proto import common_pb2 as common
 from miniray.core import resources
 from miniray.core.node import Node
-from miniray.runtime import agent, host, loops, sessions, supervisor
+from miniray.runtime import agent, gpus, host, loops, sessions, supervisor
 from miniray.runtime.access import Access
 from miniray.runtime.daemon import tell_ready
 from miniray.runtime.raylet import Raylet
@@ -104,13 +104,14 @@ class NodeDaemon:
         options = self._options
         node_id = os.urandom(28)
         labels = {"ray.io/node-id": node_id.hex(), **options.labels}
-        model = host.gpu_model()
+        devices = gpus.visible()
+        model = gpus.accelerator_type(devices[0].name) if devices else ""
         if model:
             labels.setdefault("ray.io/accelerator-type", model)
         return common.NodeInfo(
             node_id=node_id, node_name=options.node_name or options.advertise or options.host,
             host="" if self._local else options.advertise or options.host, hostname=host.hostname(),
-            total=resources.to_map(offered(options, store_bytes, model)), labels=labels,
+            total=resources.to_map(offered(options, store_bytes, len(devices), model)), labels=labels,
             is_head=options.is_head or self._local, started_at=time.time(), pid=os.getpid(),
             socket_path=self._socket_path, store_bytes=store_bytes, session_dir=self._directory)
 
@@ -219,12 +220,14 @@ class NodeDaemon:
             "node_id": info.node_id.hex(), "pid": os.getpid(), "port": info.port})
 
 
-def offered(options: NodeOptions, store_bytes: int, gpu_model: str) -> resources.Resources:
+def offered(
+    options: NodeOptions, store_bytes: int, gpu_count: int, gpu_model: str
+) -> resources.Resources:
     """The node's total resources: what was asked for, else what the machine has."""
     override = config.get("override_resources")
     found: dict[str, float] = {
         resources.CPU: host.cpu_count() if options.num_cpus is None else options.num_cpus,
-        resources.GPU: host.gpu_count() if options.num_gpus is None else options.num_gpus,
+        resources.GPU: gpu_count if options.num_gpus is None else options.num_gpus,
         resources.MEMORY: options.memory if options.memory is not None else max(0, int(
             host.memory_total() * 0.9) - store_bytes),
         resources.OBJECT_STORE_MEMORY: store_bytes,

@@ -17,6 +17,7 @@ from miniray import config
 from miniray._proto import worker_pb2 as wire
 from miniray.core.resources import UNIT
 from miniray.runtime import values
+from miniray.runtime.gpus import visible_names
 
 if TYPE_CHECKING:
     from miniray.runtime.worker import CoreWorker
@@ -45,11 +46,21 @@ class Assignment:
     def show_devices(self) -> None:
         """Libraries see what was assigned: as many threads as CPUs, and the GPUs, as in Ray."""
         limit_threads(max(1, self.resources.get("CPU", 0) // UNIT))
-        gpus = [str(index) for name, index, _ in self.slots if name == "GPU"]
+        gpus = [str(device(index)) for name, index, _ in self.slots if name == "GPU"]
         if not gpus and not config.get("accel_env_var_override_on_zero"):
             return
         if not config.get("noset_cuda_visible_devices"):
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+
+
+NODE_DEVICES = visible_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+"""The GPUs that this worker's node was given, in the order of its slots; [] when it was given all."""
+
+
+def device(index: int) -> int | str:
+    """The GPU in this slot of the node, as CUDA_VISIBLE_DEVICES names it."""
+    name = NODE_DEVICES[index] if index < len(NODE_DEVICES) else str(index)
+    return int(name) if name.isdigit() else name
 
 
 _threads_shown = ""

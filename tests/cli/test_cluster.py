@@ -172,3 +172,41 @@ def test_a_head_tells_its_supervisor(
         daemon.send_signal(signal.SIGTERM)
         assert sock.recv(1000) == b"STOPPING=1\nSTATUS=the head ends"
         assert daemon.wait(10) == 0
+
+
+BUSY = """
+import os, sys, time
+import miniray as ray
+ray.init()
+
+@ray.remote(resources={"two": 1}, max_retries=0)
+def slow():
+    open(sys.argv[1] + "/began", "w").close()
+    while not os.path.exists(sys.argv[1] + "/end"):
+        time.sleep(0.02)
+    return "finished"
+
+print(ray.get(slow.remote()))
+"""
+
+
+def test_a_drained_node_finishes_its_work_and_leaves(
+    miniray: Run, environment: dict[str, str], tmp_path: Path, wait_until: Callable[..., None]
+) -> None:
+    address = start_head(miniray)
+    miniray("start", "--address", "auto", "--node-name", "two", "--resources", "two=1")
+    busy = subprocess.Popen(
+        [sys.executable, "-c", BUSY.replace("sys.argv[1]", repr(str(tmp_path)))], cwd=ROOT,
+        env=environment | {"MINIRAY_ADDRESS": address}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_until((tmp_path / "began").exists, 60)
+    assert "takes no new work" in miniray("drain", "two", "--deadline", "600", "--reason", "new disks").stdout
+
+    def states() -> list[str]:
+        return [node["state"] for node in json.loads(miniray("list", "nodes", "--json").stdout)]
+
+    assert sorted(states()) == ["alive", "draining"]
+    (tmp_path / "end").touch()
+    assert busy.communicate(timeout=60)[0].strip() == "finished" and busy.returncode == 0
+    wait_until(lambda: states() == ["alive", "dead"], 60)
+    assert "no living node matches 'two'" in miniray("drain", "two", code=1).stderr
