@@ -9,6 +9,7 @@ import click
 from miniray import config
 from miniray.commands.cluster_client import connect
 from miniray.commands.status import ADDRESS
+from miniray.runtime.host import endpoint
 
 
 @click.command()
@@ -39,7 +40,7 @@ def choose(text: str, nodes: Any, where: str) -> Any:
     from miniray._proto import common_pb2
 
     living = [node for node in nodes if node.state != common_pb2.NODE_DEAD]
-    found = [n for n in living if text in (n.node_name, n.host, f"{n.host}:{n.port}", f"[{n.host}]:{n.port}")
+    found = [n for n in living if text in (n.node_name, n.host, endpoint(n.host, n.port))
              or (len(text) >= 4 and n.node_id.hex().startswith(text.lower()))]
     if len(found) == 1:
         return found[0]

@@ -11,6 +11,7 @@ import click
 from miniray.commands import tables
 from miniray.commands.cluster_client import Request, connect
 from miniray.commands.status import ADDRESS, STATES
+from miniray.runtime.host import endpoint
 
 CENSUS_S = 10.0
 """Processes that have not answered by then are left out."""
@@ -80,7 +81,7 @@ def nodes(request: Request, _limit: int) -> list[Row]:
     reply = request("node_list", gcs_pb2.NodeList()).nodes
     return [
         (
-            node.node_id, node.node_name, f"{node.host}:{node.port}" if node.host else "(socket)",
+            node.node_id, node.node_name, endpoint(node.host, node.port) if node.host else "(socket)",
             STATES[node.state], tables.resources(node.total.amounts), tables.ago(node.started_at),
             node.death.message,
         )

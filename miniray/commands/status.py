@@ -9,6 +9,7 @@ import click
 from miniray.commands import tables
 from miniray.commands.cluster_client import connect
 from miniray.options import UNIT
+from miniray.runtime.host import endpoint
 
 ADDRESS = click.option("--address", metavar="HOST:PORT", help="Which cluster; default: the one running here.")
 STATES = ("alive", "draining", "dead")
@@ -45,7 +46,7 @@ def rows(nodes: Any) -> list[tuple[object, ...]]:
     """One row per node; "used/total" where the node offers the resource."""
     return [
         (
-            node.node_id, node.node_name, f"{node.host}:{node.port}" if node.host else "(socket)",
+            node.node_id, node.node_name, endpoint(node.host, node.port) if node.host else "(socket)",
             STATES[node.state], _share(node, "CPU"), _share(node, "GPU"), tables.size(node.store_bytes),
         )
         for node in nodes

@@ -16,7 +16,7 @@ from miniray.core.node_effects import ConnectWorkers
 from miniray.runtime import rpc
 from miniray.runtime.access import node_name
 from miniray.runtime.bulk import Address, BulkReader, BulkServer, connect_workers
-from miniray.runtime.host import cpu_count
+from miniray.runtime.host import cpu_count, endpoint
 from miniray.runtime.landing import Landing
 from miniray.runtime.links import LinkEvents, PeerEvents, PeerLinks, Stream, StreamEnded
 from miniray.runtime.objects import Begin
@@ -120,7 +120,7 @@ class ClusterLinks:
 
     def _address_of(self, node_id: bytes) -> str | None:
         info = self._raylet.node.peers.get(node_id)
-        return f"{info.host}:{info.port}" if info is not None and info.port else None
+        return endpoint(info.host, info.port) if info is not None and info.port else None
 
     async def _dial(self, address: str, node_id: bytes) -> Stream:
         return await rpc.dial_raylet(address, self._access, self._node_id, node_id)
@@ -155,7 +155,7 @@ class ClusterLinks:
             address = Address(info.host, info.data_port, node_name(node_id))
             await self._reader.fetch(address, request, begin)
         else:
-            chunks = rpc.fetch(f"{info.host}:{info.port}", self._access, self._node_id, request, node_id)
+            chunks = rpc.fetch(endpoint(info.host, info.port), self._access, self._node_id, request, node_id)
             await _fill(chunks, begin)
 
 

@@ -25,6 +25,7 @@ from miniray.runtime.admission import is_loopback
 from miniray.runtime.daemon import tell_ready
 from miniray.runtime.gcs import GcsShell
 from miniray.runtime.head_security import HeadSecurity
+from miniray.runtime.host import endpoint
 from miniray.runtime.join_string import JoinString
 from miniray.runtime.storage import StorageError, open_storage
 
@@ -99,10 +100,6 @@ async def _serve_http(options: HeadOptions, shell: GcsShell, security: HeadSecur
         ask, options.http_host, options.http_port, security.access, origins=options.http_origins, tls=tls)
 
 
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 def _signalled(stopping: asyncio.Event) -> None:
     if stopping.is_set():
         os._exit(0)  # what is durable stays, and the session directory goes with the janitor
@@ -121,11 +118,11 @@ def _announce(
     options: HeadOptions, directory: str, port: int, security: HeadSecurity, web: WebServer | None
 ) -> None:
     """The head can be reached: tell this user's processes, and whoever started it."""
-    address = f"{options.advertise or options.host}:{port}"
+    address = endpoint(options.advertise or options.host, port)
     http = ""
     if web is not None:
         scheme = "http" if options.plain or is_loopback(options.http_host) else "https"
-        http = f"{scheme}://{_in_url(options.http_host)}:{web.port}"
+        http = f"{scheme}://{endpoint(options.http_host, web.port)}"
     security.publish()
     sessions.publish(directory, "head", address=address, http=http)
     tell_ready(options.ready_fd, {

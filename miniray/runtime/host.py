@@ -29,6 +29,11 @@ def is_any(address: str) -> bool:
     return address in ("0.0.0.0", "::", "")
 
 
+def endpoint(host: str, port: int) -> str:
+    """HOST:PORT as text; an IPv6 address gets its brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def address_towards(host: str) -> str:
     """This machine's address as `host` sees it; no packet is sent. 127.0.0.1 without a network."""
     try:

@@ -39,6 +39,7 @@ from miniray._proto import raylet_pb2 as raylet
 from miniray.core.ids import NODE_ID_SIZE
 from miniray.core.link import STREAM, Link
 from miniray.runtime.access import HEAD_NAME, Access, NotAdmitted, node_name, vouch
+from miniray.runtime.host import endpoint
 from miniray.runtime.links import Dialler, LinkEnd, LinkEvents, PeerLinks, Stream, StreamEnded
 
 if TYPE_CHECKING:
@@ -476,7 +477,7 @@ async def _start(
     assert access.token, "a server without a token"
     server = grpc.aio.server(interceptors=[_TokenCheck(access)], options=SERVER_OPTIONS)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = endpoint(host, port)
     try:
         if access.identity is None:
             bound = server.add_insecure_port(where)

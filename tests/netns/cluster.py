@@ -15,11 +15,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.netns.network import Host, Network
+from tests.netns.network import Host
 from tests.system.support import Script, eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 6379
+NODE_PORT = 7000
+"""The first of the two ports of each node."""
 START_S = 60.0
 
 PRELUDE = """
@@ -52,12 +54,16 @@ class NetCluster:
     """A head with a node on the first host, a node on each further one. `cpus` of each node."""
 
     def __init__(
-        self, network: Network, cpus: Sequence[int], directory: str, *,
-        store_bytes: int = 150 << 20, join: int | None = None, plain: bool = False,
+        self, hosts: Sequence[Host], cpus: Sequence[int], directory: str, *, store_bytes: int = 150 << 20,
+        join: int | None = None, plain: bool = False, six: bool = False, seen_at: Sequence[str] = (),
     ) -> None:
-        """`join`: how many hosts take part at first, all by default. `plain`: without encryption."""
-        self.hosts = network.hosts
-        self.address = f"{self.hosts[0].address}:{PORT}"
+        """`join`: how many hosts take part at first, all by default. `plain`: without encryption.
+        `six`: over IPv6. `seen_at`: where each is reached, if not at its own address."""
+        self.hosts = hosts
+        self._listen = [host.address6 if six else host.address for host in hosts]
+        self._seen_at = seen_at
+        head = seen_at[0] if seen_at else self._listen[0]
+        self.address = f"[{head}]:{PORT}" if six else f"{head}:{PORT}"
         self._cpus = cpus
         self._store_bytes = store_bytes
         self._directory = directory
@@ -82,12 +88,13 @@ class NetCluster:
         return {"MINIRAY_TMPDIR": self._home(host), "XDG_STATE_HOME": f"{self._home(host)}/state",
                 "MINIRAY_ADDRESS": self.address, "PYTHONPATH": str(ROOT)}  # fmt: skip
 
-    def start(self, host: Host, *arguments: str, code: int = 0, listen: str = "") -> str:
+    def start(self, host: Host, *arguments: str, code: int = 0) -> str:
         """`miniray start` on a host. Returns what it said."""
         cpus = self._cpus[host.number]
+        seen_at = [f"--advertise={self._seen_at[host.number]}"] if self._seen_at else []
         return self.run(
-            host, "start", *arguments, f"--host={listen or host.address}", *(PLAIN if self._plain else ()),
-            f"--num-cpus={cpus}", f'--resources={{"h{host.number}": 10}}', f"--node-name=h{host.number}",
+            host, "start", *arguments, f"--host={self._listen[host.number]}", *seen_at,
+            *(PLAIN if self._plain else ()), f"--node-port={NODE_PORT}", f"--num-cpus={cpus}", f'--resources={{"h{host.number}": 10}}', f"--node-name=h{host.number}",
             f"--object-store-memory={self._store_bytes}", code=code)  # fmt: skip
 
     def join(self, host: Host, *arguments: str, code: int = 0) -> str:

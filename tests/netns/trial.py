@@ -32,8 +32,8 @@ Result = dict[str, Any]
 
 @contextmanager
 def miniray_cluster(network: Network, arguments: argparse.Namespace, directory: str) -> Iterator[Launch]:
-    cluster = NetCluster(network, [arguments.cpus] * HOSTS, directory, store_bytes=arguments.store_mb << 20,
-                         plain=arguments.plain)  # fmt: skip
+    cluster = NetCluster(network.hosts, [arguments.cpus] * HOSTS, directory, plain=arguments.plain,
+                         store_bytes=arguments.store_mb << 20)  # fmt: skip
     try:
         environment = {**cluster.environment(network.hosts[0]), "TRIAL_ADDRESS": cluster.address}
         yield [sys.executable, "-m", "tests.netns.trial_driver"], str(ROOT), environment
