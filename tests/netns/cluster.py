@@ -94,7 +94,8 @@ class NetCluster:
         seen_at = [f"--advertise={self._seen_at[host.number]}"] if self._seen_at else []
         return self.run(
             host, "start", *arguments, f"--host={self._listen[host.number]}", *seen_at,
-            *(PLAIN if self._plain else ()), f"--node-port={NODE_PORT}", f"--num-cpus={cpus}", f'--resources={{"h{host.number}": 10}}', f"--node-name=h{host.number}",
+            *(PLAIN if self._plain else ()), f"--node-port={NODE_PORT}", f"--num-cpus={cpus}",
+            f'--resources={{"h{host.number}": 10}}', f"--node-name=h{host.number}",
             f"--object-store-memory={self._store_bytes}", code=code)  # fmt: skip
 
     def join(self, host: Host, *arguments: str, code: int = 0) -> str:
