@@ -78,6 +78,12 @@ class Objects:
         self._damaged: dict[bytes, str] = {}
         """What was found when copies on disk were read for others: their next attempt hears it."""
 
+        node.transfer.arrived = self._arrived
+
+    def _arrived(self, object_id: bytes) -> int:
+        landing = self._landings.get(object_id)
+        return landing.done if landing is not None else 0
+
     def close(self) -> None:
         """Stop all streams and remove the spill files."""
         for task in (*self._fetches.values(), *self._others):

@@ -197,8 +197,9 @@ def test_the_raylet_tells_of_pulls_and_of_copies_on_disk() -> None:
     driver = rig.driver()
     rig.say(driver, pull=worker_pb2.PullRequest(
         request_id=1, object_id=RESULT, locations=[PEER], size=1000, owner=pb.Address(worker_id=driver)))
+    rig.node.transfer.arrived = {RESULT: 300}.__getitem__
     ask(rig, key=RESULT, job_id=JOB)
     rig.say(driver, finding=gcs.Finding(ticket=TICKET))
     told = found(rig)
     (link,) = told[0].explanations[0].chain
-    assert link.endswith(f"fetches it from node {PEER.hex()[:12]}: 0 of 1000 bytes are there")
+    assert link.endswith(f"fetches it from node {PEER.hex()[:12]}: 300 of 1000 bytes are there")

@@ -322,10 +322,13 @@ async def test_a_fetch_goes_on_where_the_last_one_stopped(tmp_path: Path) -> Non
     here, data = Place(tmp_path, b"a"), os.urandom(3000)
     source = Breaking(data, 3)
     here.objects.fetch_port = source.fetch
+    come = []
     for node in b"bcb":
         here.objects.start_fetch(StartFetch(oid(1), bytes([node]) * 28))
         failure = (await here.next())[4]
+        come.append(here.node.transfer.arrived(oid(1)))
     assert failure is None and source.asked == [0, 1000, 2000]
+    assert come == [1000, 2000, 0], "explanations say how far it has come, and nothing when it is whole"
     assert here.read(oid(1)) == data
 
 
