@@ -358,21 +358,23 @@ def _groups() -> list[str]:
     made.join(2, CPU=8)
     said = []
 
-    def group(number: int, cpus: float) -> bytes:
+    def group(number: int, *cpus: float) -> bytes:
         key = bytes([number]) * 14 + ids.job_id(1)
-        bundles = [pb.BundleInfo(index=0, resources=amounts(CPU=cpus))]
-        info = pb.PlacementGroupInfo(placement_group_id=key, bundles=bundles, creator_job_id=ids.job_id(1))
+        bundles = [pb.BundleInfo(index=at, resources=amounts(CPU=cpu)) for at, cpu in enumerate(cpus)]
+        info = pb.PlacementGroupInfo(placement_group_id=key, bundles=bundles, creator_job_id=ids.job_id(1),
+                                     strategy=pb.STRICT_SPREAD)
         made.ask(group_create=gcs.GroupCreate(info=info))
         return key
 
     said += asked(made, group(1, 90))
-    placed = group(2, 6)
-    said += asked(made, placed)
+    placed = group(2, 3, 3)
     for step in (gcs.BundleRequest.PREPARE, gcs.BundleRequest.COMMIT):
-        (request,) = made.take(2, "bundle_request")
-        assert request.step == step
-        made.say(2, bundle_reply=gcs.BundleReply(
-            step=step, placement_group_id=placed, attempt=request.attempt, ok=True, indices=[0]))
+        for number in (1, 2):
+            request = made.one(number, "bundle_request")
+            assert request.step == step
+            made.say(number, bundle_reply=gcs.BundleReply(
+                step=step, placement_group_id=placed, attempt=request.attempt, ok=True,
+                indices=[bundle.index for bundle in request.bundles]))
         said += asked(made, placed)
     strategy = pb.SchedulingStrategy(bundle=pb.BundleChoice(placement_group_id=placed))
     bound = made.spec(1, strategy=strategy, needs={"GPU": 1})
