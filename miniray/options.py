@@ -61,9 +61,18 @@ def _count(name: str, infinite: bool = True, default: int | None = None) -> Opti
     return Option((int, _NONE), lambda x: None if x is None or x >= lowest else text, default)
 
 
+MAX_QUANTITY = (1 << 60) // UNIT
+MAX_RESOURCES = 1_000
+"""As `core.limits` has them, which is not loaded for this."""
+
+
 def _quantity_error(name: str, quantity: float) -> str | None:
+    if len(name) > 1_000:
+        return f"The name of a resource has at most 1000 characters, not {len(name)}: {name[:40]}..."
     if quantity < 0:
         return f"The quantity of resource {name} cannot be negative"
+    if not quantity <= MAX_QUANTITY:
+        return f"The quantity of resource {name} must be a number up to {MAX_QUANTITY}, not {quantity}"
     if isinstance(quantity, float) and quantity != 0.0 and int(quantity * UNIT) == 0:
         return f"The precision of the fractional quantity of resource {name} cannot go beyond 0.0001"
     if name in ("num_gpus", "GPU") and quantity > 1 and quantity != int(quantity):
@@ -83,6 +92,8 @@ def _resources_error(resources: Mapping[str, float] | None) -> str | None:
         return None
     if "CPU" in resources or "GPU" in resources:
         return "Use the 'num_cpus' and 'num_gpus' keyword instead of 'CPU' and 'GPU' in 'resources' keyword"
+    if len(resources) > MAX_RESOURCES:
+        return f"A task or actor can ask for {MAX_RESOURCES} resources at most, not {len(resources)}"
     for name, quantity in resources.items():
         wrong = _quantity_error(name, quantity)
         if wrong:
@@ -299,7 +310,9 @@ def check_num_returns(value: Any, is_generator: bool) -> None:
 
 
 def fixed(quantity: float) -> int:
-    """A resource amount in units of 1/10,000."""
+    """A resource amount in units of 1/10,000. ValueError for what is no such amount."""
+    if not abs(quantity) <= MAX_QUANTITY:
+        raise ValueError(f"The quantity of a resource must be a number up to {MAX_QUANTITY}, not {quantity}")
     return round(quantity * UNIT)
 
 

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from miniray._proto.common_pb2 import ResourceMap
+from miniray.core.limits import MAX_AMOUNT
 
 Resources = dict[str, int]
 """Amounts by resource name, in units of 1/10,000; zero entries are left out."""
@@ -59,9 +60,9 @@ def accelerator_resource(kind: str) -> str:
 
 
 def to_fixed(amount: float) -> int:
-    """`amount` in units of 1/10,000, rounded to the nearest; ValueError when it is negative."""
-    if amount < 0:
-        raise ValueError(f"a resource amount must not be negative: {amount}")
+    """`amount` in units of 1/10,000, rounded to the nearest; ValueError when it is negative, or no number."""
+    if not 0 <= amount <= MAX_AMOUNT // UNIT:
+        raise ValueError(f"a resource amount must not be negative or above {MAX_AMOUNT // UNIT}: {amount}")
     return round(amount * UNIT)
 
 

@@ -10,6 +10,8 @@ import socket
 import ssl
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from miniray.runtime import admission, bulk, certificates, rpc
 from miniray.runtime.access import Access, Identity, NotAdmitted, fingerprint
 from miniray.runtime.landing import Landing
 from miniray.runtime.meeting import introduce
-from tests.security.support import ROOT, Encrypted, until
+from tests.security.support import ROOT, Encrypted, own_address, until
 
 STATUS = gcs.ControlRequest(status=gcs.StatusQuery())
 
@@ -278,3 +280,49 @@ def test_a_join_string_in_a_command_line_is_wiped_at_once(cluster: Encrypted, tm
     finally:
         node.terminate()
         assert node.wait(30) == 0
+
+
+def test_the_command_line_shows_the_join_string(cluster: Encrypted) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "miniray", "token", "show", "--address", cluster.address],
+        cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert shown.stdout.strip() == str(cluster.join_string), shown.stderr
+    asked = subprocess.run(
+        [sys.executable, "-m", "miniray", "status", "--address", str(cluster.join_string)],
+        cwd=ROOT, capture_output=True, text=True, timeout=100, check=False,
+        env=os.environ | {"MINIRAY_TMPDIR": "/nonexistent"})
+    assert "of 1 far" in asked.stdout, asked.stderr
+
+
+def test_plain_text_beyond_loopback_is_said_in_red(
+    cluster: Encrypted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from miniray.commands import daemons
+    from miniray.runtime import daemon
+
+    monkeypatch.setattr(daemon, "run_head", lambda options: 0)
+    head = ["--host", cluster.host, "--port", "0"]
+    said = CliRunner().invoke(daemons.head, [*head, "--insecure-plaintext"], color=True)
+    assert "\x1b[31m" in said.stderr and "not encrypted" in said.stderr
+    for arguments in (head, ["--port", "0", "--insecure-plaintext"]):
+        assert CliRunner().invoke(daemons.head, arguments).stderr == ""
+
+
+def test_http_beyond_loopback_is_https() -> None:
+    pytest.importorskip("uvicorn")
+    made = Encrypted(http_host=own_address(), http_port=0)
+    try:
+        assert made.head["http"].startswith("https://")
+        identity = Identity.load(made.head["session_dir"])
+        assert identity is not None
+        context = ssl.create_default_context(cadata=identity.ca.decode())
+        wanted = urllib.request.Request(
+            made.head["http"] + "/api/v1/status", headers={"Authorization": f"Bearer {made.token}"})
+        with urllib.request.urlopen(wanted, context=context, timeout=60) as answer:
+            assert answer.status == 200
+        with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            urllib.request.urlopen(wanted, timeout=60)
+    finally:
+        made.close()
