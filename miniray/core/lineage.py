@@ -7,8 +7,9 @@ same but keeps its task, others simply stay, and both go with the last task that
 
     a (freed) ◀── held ── task of b ◀── b (freed) ◀── held ── task of c ◀── c (STORED, referenced)
 
-What nobody can make again: values of `put`, results of actors, objects of other owners, and
-results of tasks that were cancelled or have no attempt left. What is remembered has a limit in
+A call of an actor may run again if it was given retries; a dead actor's fails with its cause.
+What nobody can make again: values of `put`, objects of other owners, and results of tasks and calls
+that were cancelled or have no attempt left. What is remembered has a limit in
 bytes: beyond it the oldest tasks are forgotten, and their results cannot be rebuilt any more.
 Pure; part of `Owner`, shares its directory.
 """
@@ -57,11 +58,7 @@ class Lineage:
 
     def done(self, record: TaskRecord) -> None:
         """A task has ended and its arguments are unpinned next: remember it if it may run again."""
-        if (
-            record.client is None
-            and record.retries_left != 0
-            and any(entry.state == STORED for entry in record.returns)
-        ):
+        if record.retries_left != 0 and any(entry.state == STORED for entry in record.returns):
             size = RECORD_BYTES + self.argument_bytes(record)
             for entry in record.held or ():
                 entry.more().lineage += 1
@@ -136,8 +133,6 @@ class Lineage:
             return "BORROWED"
         if record is None:
             return "LINEAGE_EVICTED"
-        if record.client is not None:
-            return "RETRIES_DISABLED"
         if record.cancel_requested:
             return "TASK_CANCELLED"
         if record.retries_left == 0:

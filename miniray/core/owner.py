@@ -77,6 +77,8 @@ class Owner:
         self.calls = ActorCalls(self.out, self.remotes)
         self.ownership.token_freed = self.calls.handles_gone
         self.submission.still_ready = self.calls.still_ready = self._still_ready
+        self.cancelled_error: Callable[[TaskRecord], Any] = lambda record: "cancelled"
+        """The error of a task that was given up, in the shell's form."""
         self.argument_failed: Callable[[TaskRecord, ObjectEntry], Any] = lambda record, entry: entry.value
         """Gives the error of a task whose argument has failed; what it is made of is the shell's business."""
         self.finished: list[TaskRecord] = []
@@ -199,6 +201,9 @@ class Owner:
 
     def _answered(self, now: float, record: TaskRecord, results: list[Result], source: Address) -> None:
         """The task has ended and these are its results."""
+        for result in results:
+            if result.state == FAILED:
+                record.error = result.value     # for whoever asks later: the references may be gone
         stored = record.stream is not None      # perhaps: its items are in the record
         values = results if record.stream is None else results[:1]
         for entry, result in zip(record.returns, values, strict=False):
@@ -417,13 +422,13 @@ class Owner:
                 self.calls.remote_gone(now, client)
         lane = remote.lane
         for position, record in enumerate(self.submission.remote_gone(now, remote)):
-            if started and (position == 0 or replies_lost):
+            if record.cancel_requested:
+                self.failed(now, record, self.cancelled_error(record))
+            elif started and (position == 0 or replies_lost):
                 text = getattr(error, "message", "") or "its worker has ended"
                 self._stories.note(now, record.id, f"attempt {record.attempt + 1} failed: {text}")
                 if not self.retry(now, record):
                     self.failed(now, record, error)
-            elif record.cancel_requested:
-                self.failed(now, record, error)
             else:
                 record.remote = None
                 self.submission.ready(now, record)
@@ -485,6 +490,10 @@ class Owner:
             self._await_dependencies(record)
             if record.error is not None:
                 self.failed(now, record, record.error)
+            elif record.client is not None and record.client.state == DEAD:
+                self.failed(now, record, record.client.failure)
+            elif record.client is not None:
+                self.calls.submitted(now, record)
             elif not record.unresolved:
                 self.submission.ready(now, record)
         return None

@@ -36,10 +36,14 @@ def cancel(worker: CoreWorker, entry: ObjectEntry, force: bool, recursive: bool)
             worker.peers.end_turn()
 
 
+def error(record: TaskRecord) -> pb.Failure:
+    """The error of a task that was given up."""
+    return pb.Failure(kind=pb.TASK_CANCELLED)
+
+
 def give_up(worker: CoreWorker, record: TaskRecord, force: bool, recursive: bool) -> None:
     """At the owner: the task ends now, or its worker is told."""
-    failure = pb.Failure(kind=pb.TASK_CANCELLED)
-    if not worker.owner.cancelled(time.monotonic(), record, failure):
+    if not worker.owner.cancelled(time.monotonic(), record, error(record)):
         peer = worker.peers.connected(record.remote.address)
         peer.channel.send(frames.pack_cancel(record.call, force, recursive))
         if force:   # its children end with their owner

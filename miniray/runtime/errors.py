@@ -171,6 +171,26 @@ def unpack_exception(data: bytes | memoryview) -> BaseException:
     return error if isinstance(error, BaseException) else exceptions.UnserializableException(text)
 
 
+DESCRIBED = 1900
+"""Characters of an error in a task's row, the last ones of a long traceback."""
+
+
+def described(error: Any) -> str:
+    """An error as a task's row tells it: Ray's name of its kind, a colon, and its text; "" for none."""
+    from miniray._proto import common_pb2 as pb
+
+    while isinstance(error, FailedArgument):
+        error = error.cause
+    if isinstance(error, bytes):
+        (length,) = _LENGTH.unpack_from(error)
+        text = error[4 : 4 + length].decode("utf-8", "replace")
+        return f"TASK_EXECUTION_EXCEPTION: User exception:\n{text[-DESCRIBED:]}"
+    kind = getattr(error, "kind", 0)
+    if not kind:
+        return str(getattr(error, "message", ""))
+    return f"{pb.ErrorKind.Name(kind)}: {error.message[-DESCRIBED:]}"
+
+
 def raised(error: BaseException) -> BaseException:
     """What `get` raises for a stored error: a task error also as the user's own type."""
     return error.as_instanceof_cause() if isinstance(error, exceptions.RayTaskError) else error

@@ -15,6 +15,7 @@ from miniray.core import events
 from miniray.core.directory import FAILED
 from miniray.core.ids import actor_of_task, task_of_object
 from miniray.core.tasks import CANCELLED, TaskRecord
+from miniray.runtime.errors import described
 
 if TYPE_CHECKING:
     from miniray.runtime.worker import CoreWorker
@@ -78,6 +79,6 @@ class TaskLog:
             submitted_at=record.submitted_at + offset,
             started_at=record.pushed_at + offset if record.pushed_at else 0.0,
             ended_at=record.ended_at + offset,
-            error=record.error.message if hasattr(record.error, "message") else "",
+            error=described(record.error),
             kind="ACTOR_TASK" if record.client is not None else "NORMAL_TASK",
         )

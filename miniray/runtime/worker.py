@@ -126,6 +126,7 @@ class CoreWorker:
         self.owner = Owner(self.address, config.get("max_lineage_bytes"))
         self.owner.lineage.argument_bytes = arguments.size_of
         self.owner.argument_failed = FailedArgument
+        self.owner.cancelled_error = cancellation.error
         self._records = _native.RecordMaker(self.owner.directory.objects, ObjectEntry, TaskRecord, ObjectRef)
         self.peers = Peers(self)
         self.departures = Departures(self)

@@ -157,7 +157,7 @@ def test_a_cancelled_task_is_never_retried() -> None:
     for name in "ab":
         rig.owner.cancelled(rig.now, rig.records[name], "cancelled")
     rig.dies(W1, "killed")
-    assert rig.value("a") == rig.value("b") == ("error", "killed")
+    assert rig.value("a") == rig.value("b") == ("error", "cancelled")
 
 
 def test_cancelling_what_has_ended_changes_nothing() -> None:
@@ -287,15 +287,50 @@ def test_a_queued_task_waits_again_for_an_argument_that_was_lost() -> None:
     assert "push call to w3" in rig.effects() and rig.records["b"].unresolved == 0
 
 
-def test_put_objects_and_actor_results_cannot_be_made_again() -> None:
+def result_of_a_call(retries: int) -> Rig:
+    """An actor on W1 has answered `call` with an object in a store."""
     rig = Rig()
-    rig.put("p", node=ME[0])
-    assert why_not_rebuilt(rig, "p") == "PUT"
     rig.actor("actor")
     rig.news("actor", "ALIVE", W1)
-    rig.submit("call", actor="actor", retries=1)
+    rig.submit("call", actor="actor", retries=retries)
     rig.reply("call", stored())
+    rig.effects()
+    return rig
+
+
+def test_put_objects_and_results_of_actors_without_retries_cannot_be_made_again() -> None:
+    rig = result_of_a_call(retries=0)
+    rig.put("p", node=ME[0])
+    assert why_not_rebuilt(rig, "p") == "PUT"
     assert why_not_rebuilt(rig, "call") == "RETRIES_DISABLED"
+
+
+def test_a_call_with_retries_runs_again_for_its_lost_result_once_the_actor_is_back() -> None:
+    rig = result_of_a_call(retries=2)
+    rig.dies(W1)
+    rig.news("actor", "RESTARTING", cause="killed")
+    assert lost(rig, "call") and not rig.pushes()
+    rig.news("actor", "ALIVE", W2, restarts=1)
+    assert rig.pushes() == ["push call to w2"]
+    rig.reply("call", stored())
+    assert rig.value("call")[0] == "stored" and rig.records["call"].attempt == 1
+
+
+def test_a_lost_result_of_a_dead_actor_is_the_actors_death() -> None:
+    rig = result_of_a_call(retries=-1)
+    rig.dies(W1)
+    rig.news("actor", "DEAD", cause="killed for good")
+    assert lost(rig, "call")
+    assert rig.value("call") == ("error", "killed for good") and rig.owner.unfinished == 0
+
+
+def test_what_raised_is_known_when_nobody_holds_its_result_any_more() -> None:
+    rig = Rig()
+    record = rig.submit("a")
+    rig.grant(1, W1)
+    rig.reply("a", failed("boom"))
+    rig.drop("a")
+    assert record.error == "boom"
 
 
 def test_a_lost_object_is_not_made_again_without_an_attempt_left() -> None:

@@ -116,7 +116,7 @@ def test_the_story_of_a_task_has_its_failed_attempts_and_its_times() -> None:
     ]  # fmt: skip
     assert "has not ended: it was submitted 2.0 s ago < task a (attempt 2) runs" in told(rig, tid)
     rig.reply("a", failed(SimpleNamespace(message="division by zero")))
-    assert told(rig, tid).endswith("failed")
+    assert told(rig, tid).endswith("failed < division by zero")
     assert told(rig, rig.entries["a"].id).endswith("is an error < division by zero")
 
 
