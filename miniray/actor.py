@@ -140,6 +140,7 @@ class ActorClass(Generic[T]):
         if not specified:
             creation["CPU"] = options.UNIT  # to be placed; given back once it lives
         options.check_fits(chosen, captured, resources, creation, metadata.class_name)
+        lifetime = chosen.get("lifetime") or ("detached" if worker.job.actors_outlive else "")
         concurrency = chosen.get("max_concurrency")
         out_of_order = self._order(chosen.get("allow_out_of_order_execution"), concurrency)
         return ActorTemplate(
@@ -152,7 +153,7 @@ class ActorClass(Generic[T]):
             runtime_env=api.runtime_env_for(worker, chosen.get("runtime_env")),
             name=chosen.get("name") or "",
             namespace=chosen.get("namespace"),
-            detached=chosen.get("lifetime") == "detached",
+            detached=lifetime == "detached",
             get_if_exists=bool(chosen.get("get_if_exists")),
             max_restarts=min(chosen.get("max_restarts") or 0, 2**31 - 1),
             max_task_retries=chosen.get("max_task_retries") or 0,

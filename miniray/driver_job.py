@@ -36,6 +36,7 @@ def describe(
         "sys_path": _import_paths(with_cwd=not has_directory),
         "aliases": _aliases(),
         "metadata": metadata,
+        "actors_outlive": getattr(job_config, "default_actor_lifetime", "") == "detached",
     }
     return job, packages
 

@@ -62,6 +62,7 @@ class Jobs:
             metadata=dict(request.metadata),
             sys_path=request.sys_path,
             aliases=request.aliases,
+            actors_outlive=request.actors_outlive,
             started_at=self._desk.wall(now),
         )
         self.running[job_id] = info

@@ -132,6 +132,8 @@ class ThreadedActor:
         except ExitActor:
             results = [executor._failure(actor_exit.error())] * max(1, call.returns)
             leaving = True
+        except SystemExit as error:
+            executor.system_exit(error)
         except BaseException as error:
             results = [executor.failure(error, function)] * max(1, call.returns)
             del error
@@ -341,6 +343,8 @@ class _Loop:
         except ExitActor:
             results = [executor._failure(actor_exit.error())] * max(1, call.returns)
             leaving = True
+        except SystemExit as error:
+            executor.system_exit(error)
         except BaseException as error:
             results = [executor.failure(error, function)] * max(1, call.returns)
             del error

@@ -23,6 +23,7 @@ def connect_driver(
     sys_path: Sequence[str] = (),
     aliases: Sequence[str] = (),
     metadata: dict[str, str] | None = None,
+    actors_outlive: bool = False,
     log_to_driver: bool = True,
     local_mode: bool = False,
 ) -> CoreWorker:
@@ -34,6 +35,7 @@ def connect_driver(
     job = gcs.JobStart(
         entrypoint=entrypoint, namespace=namespace, runtime_env=runtime_env, metadata=metadata or {},
         sys_path=list(sys_path), aliases=list(aliases), driver_pid=os.getpid(),
+        actors_outlive=actors_outlive,
     )  # fmt: skip
     info, fd = client.register(wire.Register(token=token, is_driver=True, job=job))
     if info.failure.kind or fd < 0:

@@ -24,7 +24,7 @@ import time
 from collections import deque
 from collections.abc import Generator
 from types import GeneratorType
-from typing import Any
+from typing import Any, NoReturn
 
 from miniray._native import set_process_name, set_process_title
 from miniray._proto import common_pb2 as pb
@@ -313,7 +313,7 @@ class Executor(TaskHost):
             results = [self._failure(actor_exit.error())] * max(1, returns)
             actor_exit.close(self)
         except SystemExit as error:
-            self._system_exit(error)
+            self.system_exit(error)
         except BaseException as error:
             try:
                 results = [self.failure(error, function)] * max(1, returns)
@@ -609,7 +609,7 @@ class Executor(TaskHost):
         """The worker library shuts down."""
         self.stopping = True
 
-    def _system_exit(self, error: SystemExit) -> None:
+    def system_exit(self, error: SystemExit) -> NoReturn:
         """User code called sys.exit: the process ends, as it would without us."""
         sys.stdout.flush()
         sys.stderr.flush()

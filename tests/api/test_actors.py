@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import threading
 import time
 
@@ -367,3 +368,26 @@ def test_a_named_actor_whose_arguments_are_not_there_yet_has_its_name_at_once() 
     found = ray.get_actor("late-model").get.remote()
     gate.open.remote()
     assert ray.get([found, model.get.remote(), same.get.remote()], timeout=60) == [7, 7, 7]
+
+
+@pytest.mark.parametrize("kind", ["plain", "threaded", "asynchronous"])
+def test_sys_exit_in_a_method_ends_the_actor_whatever_runs_its_calls(kind):
+    counter = Counter.remote()
+
+    class Leaver:
+        def leave(self):
+            if ray.get(counter.add.remote()) < 3:
+                sys.exit(1)
+            return "stayed"
+
+    class AsyncLeaver:
+        async def leave(self):
+            if await counter.add.remote() < 3:
+                sys.exit(1)
+            return "stayed"
+
+    cls = AsyncLeaver if kind == "asynchronous" else Leaver
+    options = {"max_concurrency": 2} if kind == "threaded" else {}
+    leaver = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, **options)(cls).remote()
+    assert ray.get(leaver.leave.remote()) == "stayed"
+    assert ray.get(counter.add.remote(0)) == 3

@@ -276,3 +276,31 @@ def test_runtime_env_reaches_tasks_and_their_tasks():
         assert ray.get(read.options(runtime_env=mine).remote("JOB", "BOTH", "TASK")) == ["j", "t", "t"]
         assert ray.get(nested.options(runtime_env=mine).remote("JOB", "BOTH", "TASK")) == ["j", "t", "t"]
         assert ray.get_runtime_context().runtime_env["env_vars"]["JOB"] == "j"
+
+
+def test_a_jobs_actors_are_detached_when_its_configuration_says_so():
+    ray.init(num_cpus=2, job_config=ray.job_config.JobConfig(default_actor_lifetime="detached"))
+
+    @ray.remote(num_cpus=0)
+    class Child:
+        def ready(self):
+            return True
+
+    @ray.remote(num_cpus=0)
+    class Parent:
+        def make(self):
+            self.children = [Child.remote(), Child.options(lifetime="non_detached").remote()]
+            ray.get([child.ready.remote() for child in self.children])
+            return self.children
+
+        def pid(self):
+            return os.getpid()
+
+    parent = Parent.remote()
+    stays, goes = ray.get(parent.make.remote())
+    os.kill(ray.get(parent.pid.remote()), signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError):
+        for _ in range(1000):
+            ray.get(goes.ready.remote())
+            time.sleep(0.01)
+    assert ray.get(stays.ready.remote())

@@ -4,9 +4,26 @@ Names only: file, test, why. A test that passes must not be listed.
 """
 
 LINEAGE = "it switches lineage off in Ray's private system configuration, which is accepted and ignored here"
+CONNECTION = "it closes the TCP connections between two processes; here those of one node have none"
 CLIENT = "it asks a private module whether Ray Client is in use; there is no client here"
 
 FAILING: dict[str, dict[str, str]] = {
+    "test_actor": {
+        "test_get_actor_after_same_name_actor_dead":
+            "the name of an actor that has crashed is free at once; in Ray handles of it keep the name taken",
+    },
+    "test_actor_failures": {
+        "test_exit_actor_queued":
+            "10,000 calls are to take longer than the second after which the actor leaves; here they may not",
+    },
+    "test_failure_4": {
+        "test_shows_both_user_exception_system_error_same_time":
+            "the error of a task that raised has no second part about its worker's intended end",
+    },
+    "test_generators": {
+        "test_generator_oom":
+            "20 GB of random numbers may take longer than a minute where two processors are shared",
+    },
     "test_node_labels": {
         "test_ray_init_set_node_labels_value_error":
             "`init(labels=…)` without an address starts a session of its own beside a running cluster; Ray "
@@ -36,8 +53,20 @@ FAILING: dict[str, dict[str, str]] = {
         "test_basic_reconstruction_actor_constructor[True]":
             "a lost argument of a constructor is made again only while the actor holds its resources, which "
             "are the ones the argument's task needs",
-        "test_basic_reconstruction_actor_task[True]":
-            "results of actors are not made again after a node's death, whatever max_task_retries says",
+    },
+    "test_streaming_generator": {
+        "test_generator_dist_chain":
+            "a chain of actors on nodes with small stores reads large values, which may be "
+            "ObjectStoreFullError here; Ray maps them from disk",
+    },
+    "test_streaming_generator_backpressure": {
+        "test_caller_failure_doesnt_hang":
+            "tasks of a process that has crashed are not listed, unless they had ended and been reported",
+    },
+    "test_unavailable_actors": {
+        "test_actor_unavailable_conn_broken[actor]": CONNECTION,
+        "test_actor_unavailable_conn_broken[task]": CONNECTION,
+        "test_actor_unavailable_conn_broken[driver]": CONNECTION,
     },
     "test_runtime_env_working_dir": {
         "test_captured_import[failure]":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 
 import pytest
@@ -284,3 +285,15 @@ def test_a_method_hides_an_attribute(session):
             return self.value
 
     assert session.get(Shadow.remote().value.remote()) == 7
+
+
+def test_sys_exit(session):
+    """`sys.exit` in a method ends the actor."""
+
+    @session.remote(num_cpus=0)
+    class Leaver:
+        def leave(self):
+            sys.exit(1)
+
+    with pytest.raises(session.exceptions.RayActorError):
+        session.get(Leaver.remote().leave.remote(), timeout=60)

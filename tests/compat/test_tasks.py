@@ -222,3 +222,56 @@ def test_names(session, state):
         time.sleep(0.1)
     row = row[0] if isinstance(row, list) else row
     assert (row.name, row.type) == ("given", "NORMAL_TASK")
+
+
+def test_titles(session):
+    """A process is titled `ray::` and the function or method that it runs."""
+
+    def title():
+        with open("/proc/self/cmdline") as file:
+            return file.read().split("\0")[0]
+
+    @session.remote
+    def task():
+        return title()
+
+    @session.remote(num_cpus=0)
+    class Actor:
+        def method(self):
+            return title()
+
+    assert session.get(task.remote()) == "ray::task"
+    assert session.get(task.options(name="other").remote()) == "ray::other"
+    assert session.get(Actor.remote().method.remote()) == "ray::Actor.method"
+
+
+def test_forced_cancel(session, tmp_path):
+    """`cancel(force=True)` ends the worker, and is TaskCancelledError as well."""
+
+    @session.remote(max_retries=0)
+    def sleeps(path):
+        open(path, "w").close()
+        time.sleep(600)
+
+    ref = sleeps.remote(str(tmp_path / "begun"))
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
+    session.cancel(ref, force=True)
+    with pytest.raises(session.exceptions.TaskCancelledError):
+        session.get(ref, timeout=60)
+
+
+def test_last_calls(session):
+    """A worker that has reached `max_calls` stays while what it owns is needed."""
+
+    @session.remote
+    def child():
+        time.sleep(0.2)
+        return "done"
+
+    @session.remote(max_calls=1)
+    def parent():
+        return [child.remote()]
+
+    lists = session.get([parent.remote() for _ in range(3)], timeout=60)
+    assert session.get([one for (one,) in lists], timeout=60) == ["done"] * 3
