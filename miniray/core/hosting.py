@@ -95,6 +95,7 @@ class Hosting:
         """The actor's worker is there: hand it the constructor call."""
         hosted = self.actors[grant.actor_id]
         hosted.worker_id = worker.worker_id
+        worker.outlives = hosted.spec.detached
         grant.announced = True
         start = worker_pb2.StartActor(spec=hosted.spec, attempt=hosted.attempt,
                                       slots=slots_of(grant.allocation))
@@ -194,7 +195,8 @@ class Hosting:
 
     def detached_workers(self, job_id: bytes) -> dict[bytes, None]:
         """Workers of the job that outlive it."""
-        return {h.worker_id: None for h in self.actors.values() if h.spec.detached and h.worker_id}
+        hosted = (h for h in self.actors.values() if h.spec.creation_class.job_id == job_id)
+        return {h.worker_id: None for h in hosted if h.spec.detached and h.worker_id}
 
     def job_ended(self, now: float, job_id: bytes) -> None:
         """Actors of the job that have no worker yet will not get one."""

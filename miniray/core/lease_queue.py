@@ -131,10 +131,11 @@ class LeaseQueue:
             if key[0] == worker_id:
                 self._end(request)
 
-    def job_ended(self, job_id: bytes) -> None:
-        """Nobody needs leases of this job."""
+    def job_ended(self, job_id: bytes, keep: dict[bytes, None]) -> None:
+        """Nobody needs leases of this job, but for the workers in `keep`."""
         for request in list(self.known.values()):
-            if request.message.scheduling_class.job_id == job_id:
+            message = request.message
+            if message.scheduling_class.job_id == job_id and message.requester.worker_id not in keep:
                 self._end(request)
 
     def peer_lost(self, now: float, node_id: bytes) -> None:

@@ -164,6 +164,8 @@ class Leases:
         grant.worker_id = worker.worker_id
         grant.since = now
         worker.depth = grant.depth
+        holder = self.pool.workers.get(grant.key[0])
+        worker.outlives = holder is not None and holder.outlives
         self.on_worker(now, grant, worker)
 
     def granted(self, grant: Grant) -> None:
@@ -276,11 +278,11 @@ class Leases:
                 self.pool.stop(now, worker, reason, force=True)
         self.dispatch(now)
 
-    def job_ended(self, now: float, job_id: bytes) -> None:
-        """Requests of the job go, and grants that still wait for a worker."""
-        self.requests.job_ended(job_id)
+    def job_ended(self, now: float, job_id: bytes, keep: dict[bytes, None]) -> None:
+        """Requests of the job go, and grants that still wait for a worker, but those of workers in `keep`."""
+        self.requests.job_ended(job_id, keep)
         for grant in [g for g in self.grants.values() if g.cls.job_id == job_id]:
-            if not grant.announced and not grant.actor_id:
+            if not grant.announced and not grant.actor_id and grant.key[0] not in keep:
                 self.withdraw(now, grant)
 
     # ---- blocked workers ----

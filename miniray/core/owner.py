@@ -202,7 +202,7 @@ class Owner:
     def _answered(self, now: float, record: TaskRecord, results: list[Result], source: Address) -> None:
         """The task has ended and these are its results."""
         for result in results:
-            if result.state == FAILED:
+            if result.state == FAILED and not record.cancel_requested:
                 record.error = result.value     # for whoever asks later: the references may be gone
         stored = record.stream is not None      # perhaps: its items are in the record
         values = results if record.stream is None else results[:1]

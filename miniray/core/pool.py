@@ -84,6 +84,8 @@ class Worker:
     out_of_memory: bool = False
     """The memory guard ended it."""
     registered_at: float = 0.0
+    outlives: bool = False
+    """It hosts a detached actor, or runs tasks of one: the job's end is not its own."""
     assigned_job: bytes = b""
     """The job whose `AssignJob` it has been sent."""
 

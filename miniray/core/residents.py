@@ -35,6 +35,8 @@ class Residents:
         self.jobs: dict[bytes, common.JobInfo] = {}
         self.job_waiting: dict[bytes, dict[int, None]] = {}
         """Grants that have a worker but whose job nobody has told us about yet."""
+        self.lingering: dict[bytes, None] = {}
+        """Jobs that have ended, with detached actors that live on here."""
         self.ended: deque[tuple[float, gcs_pb2.WorkerFailed]] = deque(maxlen=ENDED_KEPT)
         """The last ends that were reported: a GCS that starts afresh may not know of them."""
 
@@ -129,6 +131,8 @@ class Residents:
                 is_driver=is_driver, intended=worker.intended)
             self.ended.append((now, failed))
             self.node.tell_head(worker_failed=failed)
+        if actor_id and worker.job_id in self.lingering:
+            self.job_ended(now, worker.job_id)
         if is_driver and worker.job_id:
             self._finish_job(worker.job_id, failed=not worker.intended)
             self.job_ended(now, worker.job_id)
@@ -158,7 +162,13 @@ class Residents:
     def job_ended(self, now: float, job_id: bytes) -> None:
         """A job is over, here or elsewhere: its workers, requests and objects go."""
         keep = self.node.hosting.detached_workers(job_id)
-        self.node.leases.job_ended(now, job_id)
+        if keep:
+            workers = self.node.pool.workers.values()
+            keep.update({w.worker_id: None for w in workers if w.outlives and w.job_id == job_id})
+            self.lingering[job_id] = None
+        else:
+            self.lingering.pop(job_id, None)
+        self.node.leases.job_ended(now, job_id, keep)
         self.node.hosting.job_ended(now, job_id)
         self.node.pool.job_ended(now, job_id, keep)
         self.node.memory.job_ended(job_id, keep)

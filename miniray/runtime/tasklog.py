@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import worker_pb2 as wire
 from miniray.core import events
-from miniray.core.directory import FAILED
 from miniray.core.ids import actor_of_task, task_of_object
 from miniray.core.tasks import CANCELLED, TaskRecord
 from miniray.runtime.errors import described
@@ -60,7 +59,6 @@ class TaskLog:
         self._worker.raylet.send(wire.ToRaylet(task_events=message))
 
     def _row(self, record: TaskRecord) -> bytes:
-        failed = record.error is not None or any(entry.state == FAILED for entry in record.returns)
         remote: Any = record.remote
         node, worker = remote.address if remote is not None else (b"", b"")
         arguments = record.arguments
@@ -69,7 +67,7 @@ class TaskLog:
         return events.pack_row(
             task_id=record.id,
             name=record.label,
-            state="FAILED" if failed or record.state == CANCELLED else "FINISHED",
+            state="FAILED" if record.error is not None or record.state == CANCELLED else "FINISHED",
             parent_task_id=record.parent,
             dependencies=inputs,
             actor_id=actor_of_task(record.id) if record.client is not None else b"",

@@ -130,6 +130,26 @@ def test_a_detached_actor_outlives_its_job() -> None:
     assert worker_id in rig.node.pool.workers
 
 
+def test_tasks_of_a_detached_actor_outlive_its_job_but_not_the_actor() -> None:
+    rig = Rig()
+    driver = rig.driver()
+    rig.boot_all()
+    actor = ready_actor(rig, detached=True)
+    rig.ask(actor, scheduling_class(CPU=0.1))
+    rig.ask(driver, scheduling_class("g", CPU=0.1))
+    rig.boot_all()
+    [helper], [other] = rig.grants(actor), rig.grants(driver)
+    rig.ask(actor, scheduling_class("waits", CPU=2))
+    rig.exit(driver)
+    stopped = [stop.worker_id for stop in rig.stops()]
+    assert other.worker.worker_id in stopped and helper.worker.worker_id not in stopped
+    assert [queue.cls.function_name for queue in rig.node.requests.queues.values()] == ["waits"]
+    rig.head(job_ended=gcs_pb2.JobEnded(job_id=JOB))
+    assert helper.worker.worker_id not in [stop.worker_id for stop in rig.stops()]
+    rig.exit(actor)
+    assert helper.worker.worker_id in [stop.worker_id for stop in rig.stops()]
+
+
 # ---- bundles ----
 
 
