@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from miniray import config, exceptions
+from miniray import config, exceptions, outside
 from miniray.runtime import join_string, sessions
 
 
@@ -29,10 +29,10 @@ def _asked(address: str | None) -> str | None:
         raise TypeError(f"address must be a string, got {type(address)}")
     if join_string.looks_like_one(address):
         return _of_join_string(address)
-    if "://" in address:
+    if "://" in address and not outside.is_outside(address):
         raise ValueError(
-            f"address {address!r}: there is no client protocol. Attach to a session on this machine with "
-            "'auto' or HOST:PORT, or make this machine a node of the cluster with `miniray start`."
+            f"address {address!r}: 'auto' or HOST:PORT attach to a cluster with a node on this machine, "
+            "miniray://HOST:PORT to any other."
         )
     return address
 

@@ -65,7 +65,8 @@ def init(
     """Start a session, or attach to one, and make this process its driver.
 
     Args:
-        address: None: MINIRAY_ADDRESS or RAY_ADDRESS if set, else a cluster that runs here, else a
+        address: miniray://HOST:PORT (or ray://): a cluster that has no node here, through its head's port.
+            None: MINIRAY_ADDRESS or RAY_ADDRESS if set, else a cluster that runs here, else a
             new local session. "local": a new local session. "auto", HOST:PORT or a session
             directory: attach.
         num_cpus, num_gpus: What a new session offers; what the machine has by default.
@@ -99,7 +100,7 @@ def init(
     with _lock, Launch("local") as launch:
         if _is_foreseeable(address):
             launch.start()
-        from miniray import addresses, api, config, driver_job
+        from miniray import addresses, api, config, driver_job, outside
 
         if api.is_initialized():
             return _again(ignore_reinit_error)
@@ -112,7 +113,11 @@ def init(
         _exit_on_sigterm()
         given = [name for name, value in offered.items() if value is not None]
         where = addresses.resolve(address, given)
-        node = _start(launch, offered, kwargs, preload) if where is None else addresses.find(where, given)
+        node = (
+            _start(launch, offered, kwargs, preload) if where is None
+            else _join_from_outside(where) if outside.is_outside(where)
+            else addresses.find(where, given)
+        )  # fmt: skip
         log = config.get("log_to_driver") if log_to_driver is None else log_to_driver
         return _connect(node, {**job, "local_mode": local_mode}, packages, log)
 
@@ -198,6 +203,17 @@ def _start(
     return _daemon
 
 
+def _join_from_outside(where: str) -> LocalSession:
+    """Start this driver's own node of a cluster elsewhere."""
+    global _daemon, _daemon_owner
+    from miniray import outside
+
+    _daemon = outside.start(where)
+    _daemon_owner = os.getpid()
+    atexit.register(_at_exit)
+    return _daemon
+
+
 def _store_bytes(wanted: int | None) -> int | None:
     from miniray import config
 
@@ -241,7 +257,7 @@ def _connect(
     api._library = library
     address = getattr(node, "address", "") or worker.session_dir
     _context = RayContext(address_info(worker, address))
-    if node is _daemon:
+    if node is _daemon and not worker.node_info.takes_no_work:
         cpus = worker.node_info.total.amounts["CPU"] / options.UNIT
         _logger().info("Started a local session with %g CPUs (%s).", cpus, address)
     else:

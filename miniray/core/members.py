@@ -370,7 +370,8 @@ class Members:
         for node_id, member in self.living.items():
             assert member.registered == (node_id in self.view)
             assert not member.registered or self.view[node_id] is member.view
-            assert member.info.state != pb.NODE_DEAD and member.view.state == member.info.state
+            assert member.info.state != pb.NODE_DEAD
+            assert member.info.takes_no_work or member.view.state == member.info.state
             if member.registered:
                 unseen = res.total_of(member.unseen.values())
                 assert all(n == unseen.get(name, 0) for name, n in member.outstanding.items())

@@ -69,11 +69,13 @@ class Node:
         total, available = self.resources.total, self.resources.available
         self.view: dict[bytes, NodeView] = {
             self.node_id: NodeView(self.node_id, info.node_name, total, available, dict(info.labels))}
+        if info.takes_no_work:
+            self.view[self.node_id].state = common.NODE_DRAINING
         self.neighbours = Neighbours(self.node_id, self.view)
         self.peers = self.neighbours.peers
         """The other nodes that live, as the GCS published them: where to dial them."""
         cpus = max(1, -(-self.resources.total.get(resources.CPU, 0) // resources.UNIT))
-        self.pool = Pool(self.out, rng, cpus)
+        self.pool = Pool(self.out, rng, 0 if info.takes_no_work else cpus)
         self.relay = Relay(self.out, self.node_id, self.pool.workers)
         self.bridge = Bridge(self.out, self.node_id)
         self.memory = Memory(

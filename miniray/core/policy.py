@@ -24,7 +24,14 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from miniray._proto.common_pb2 import NODE_ALIVE, LabelMatch, NodeInfo, SchedulingClass, SchedulingStrategy
+from miniray._proto.common_pb2 import (
+    NODE_ALIVE,
+    NODE_DRAINING,
+    LabelMatch,
+    NodeInfo,
+    SchedulingClass,
+    SchedulingStrategy,
+)
 from miniray.core import resources as res
 from miniray.core.resources import Resources
 
@@ -58,7 +65,7 @@ class NodeView:
             res.from_map(info.total),
             res.from_map(info.available),
             dict(info.labels),
-            info.state,
+            NODE_DRAINING if info.takes_no_work and info.state == NODE_ALIVE else info.state,
         )
 
     def title(self) -> str:

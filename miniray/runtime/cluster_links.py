@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING
 
 from miniray import config
 from miniray._proto import gcs_pb2, raylet_pb2
@@ -21,6 +22,9 @@ from miniray.runtime.landing import Landing
 from miniray.runtime.links import LinkEvents, PeerEvents, PeerLinks, Stream, StreamEnded
 from miniray.runtime.objects import Begin
 from miniray.runtime.raylet import Raylet
+
+if TYPE_CHECKING:
+    from miniray.runtime.tunnel import NodeTunnel
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ class ClusterLinks:
         raylet.peers = self._peers
         raylet.objects.fetch_port = self._fetch
         raylet.connect_port = self._connect_workers
+        self._tunnel: NodeTunnel | None = None
         self._connecting: set[asyncio.Task[None]] = set()
         self._certifying: asyncio.Task[None] | None = None
 
@@ -71,6 +76,21 @@ class ClusterLinks:
         self._bulk = BulkServer(
             host, data_port, self._access, objects.open_source, self._connection_came)
         self.data_port = self._bulk.port
+
+    async def listen_behind_head(self) -> None:
+        """Be reached, and reach others, through the head's port alone. StreamEnded, RpcError, OSError."""
+        from miniray.runtime.tunnel import NodeTunnel
+
+        await self.listen("127.0.0.1", 0, 0)
+        self._tunnel = NodeTunnel(
+            lambda: rpc.dial_tunnel(self._gcs_address, self._access, self._node_id),
+            lambda why: self._on_stop(why, True))
+        self.port, self.data_port = await self._tunnel.listen([self.port, self.data_port])
+        self._raylet.node.info.host = self._tunnel.host
+
+    async def _through(self, host: str, port: int) -> tuple[str, int]:
+        """Where a node's port is to be dialled."""
+        return (host, port) if self._tunnel is None else await self._tunnel.through(host, port)
 
     async def flush(self, within_s: float) -> None:
         """Wait until the GCS has everything that was sent to it, or the time is up."""
@@ -84,6 +104,8 @@ class ClusterLinks:
         self._head.close()
         self._peers.close()
         self._reader.close()
+        if self._tunnel is not None:
+            self._tunnel.close()
         for task in (*self._connecting, *([self._certifying] if self._certifying is not None else [])):
             task.cancel()
         if self._bulk is not None:
@@ -123,6 +145,8 @@ class ClusterLinks:
         return endpoint(info.host, info.port) if info is not None and info.port else None
 
     async def _dial(self, address: str, node_id: bytes) -> Stream:
+        host, _, port = address.rpartition(":")
+        address = endpoint(*await self._through(host.strip("[]"), int(port)))
         return await rpc.dial_raylet(address, self._access, self._node_id, node_id)
 
     def _connection_came(self, hello: raylet_pb2.ChannelHello, fd: int) -> None:
@@ -139,11 +163,11 @@ class ClusterLinks:
             return
         hello = raylet_pb2.ChannelHello(target_worker_id=effect.target_worker_id)
         hello.source.node_id, hello.source.worker_id = self._node_id, effect.worker_id
-        address = Address(info.host, info.data_port, node_name(effect.node_id))
         try:
+            address = Address(*await self._through(info.host, info.data_port), node_name(effect.node_id))
             fd = await connect_workers(asyncio.get_running_loop(), address, self._access, hello)
         except OSError as error:
-            log.info("no connection of workers to %s:%d: %s", *address[:2], error)
+            log.info("no connection of workers to %s:%d: %s", info.host, info.data_port, error)
             return
         self._raylet.connection_made(effect, fd, self._access.identity is not None)
 
@@ -152,10 +176,11 @@ class ClusterLinks:
         if info is None:
             raise ConnectionError(f"node {node_id.hex()[:8]} is not in the cluster (any more)")
         if info.data_port:
-            address = Address(info.host, info.data_port, node_name(node_id))
+            address = Address(*await self._through(info.host, info.data_port), node_name(node_id))
             await self._reader.fetch(address, request, begin)
         else:
-            chunks = rpc.fetch(endpoint(info.host, info.port), self._access, self._node_id, request, node_id)
+            where = endpoint(*await self._through(info.host, info.port))
+            chunks = rpc.fetch(where, self._access, self._node_id, request, node_id)
             await _fill(chunks, begin)
 
 

@@ -64,6 +64,8 @@ class NodeOptions:
     """Gets one JSON line when the daemon can be reached, or {"error": …}; -1: nobody waits."""
     driver_pid: int = 0
     """The daemon ends with this process; 0: with nobody."""
+    behind_head: bool = False
+    """A driver's own node: it takes no work, and reaches, and is reached through, the head's port alone."""
 
 
 @dataclass

@@ -169,6 +169,12 @@ class GcsShell:
             await asyncio.sleep(PROBE_EVERY_S)
         self._probes.pop(node_id, None)
 
+    def has_port(self, host: str, port: int) -> bool:
+        """Whether a living node has announced this port."""
+        living = self.head.members.living.values()
+        return port > 0 and any(
+            m.info.host == host and port in (m.info.port, m.info.data_port) for m in living)
+
     # ---- single requests
 
     async def call(self, request: gcs.ControlRequest) -> gcs.ControlReply:

@@ -59,7 +59,9 @@ async def _serve(options: HeadOptions, directory: str) -> int:
     security = HeadSecurity(shell, storage.load(), options.token, directory)
     try:
         _secure(security, options)
-        server = await rpc.serve_gcs(shell, options.host, options.port, security.access, security=security)
+        server = await rpc.serve_gcs(
+            shell, options.host, options.port, security.access, security=security,
+            advertise=options.advertise)
     except (rpc.RpcError, OSError):
         shell.close()
         raise

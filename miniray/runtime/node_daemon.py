@@ -29,6 +29,7 @@ from miniray.runtime.daemon import tell_ready
 from miniray.runtime.raylet import Raylet
 
 if TYPE_CHECKING:
+    from miniray.runtime.cluster_links import ClusterLinks
     from miniray.runtime.daemon import NodeOptions
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,8 @@ class NodeDaemon:
             node_id=node_id, node_name=options.node_name or options.advertise or options.host,
             host="" if self._local else options.advertise or options.host, hostname=host.hostname(),
             total=resources.to_map(offered(options, store_bytes, len(devices), model)), labels=labels,
-            is_head=options.is_head or self._local, started_at=time.time(), pid=os.getpid(),
+            takes_no_work=options.behind_head, is_head=options.is_head or self._local,
+            started_at=time.time(), pid=os.getpid(),
             socket_path=self._socket_path, store_bytes=store_bytes, session_dir=self._directory)
 
     def _watch(self) -> None:
@@ -166,7 +168,10 @@ class NodeDaemon:
 
         await self._be_admitted()
         links = ClusterLinks(self._raylet, self._options.gcs_address, self._stop, self._token_rotated)
-        await links.listen(self._options.host, self._options.port, self._options.data_port)
+        if self._options.behind_head:
+            await self._listen_behind_head(links)
+        else:
+            await links.listen(self._options.host, self._options.port, self._options.data_port)
         self._raylet.node.info.port = links.port
         self._raylet.node.info.data_port = links.data_port
         self._closers.append(links.close)
@@ -182,6 +187,14 @@ class NodeDaemon:
             await asyncio.sleep(JOIN_POLL_S)
         if not self._raylet.node.accepted:
             raise CannotJoin(links.trouble or self._reason or "it was told to end")
+
+    async def _listen_behind_head(self, links: ClusterLinks) -> None:
+        from miniray.runtime.links import StreamEnded
+
+        try:
+            await links.listen_behind_head()
+        except StreamEnded as error:
+            raise CannotJoin(error.detail) from None
 
     async def _be_admitted(self) -> None:
         """See to it that this node and the head know one another. CannotJoin."""
@@ -224,6 +237,8 @@ def offered(
     options: NodeOptions, store_bytes: int, gpu_count: int, gpu_model: str
 ) -> resources.Resources:
     """The node's total resources: what was asked for, else what the machine has."""
+    if options.behind_head:
+        return {}
     override = config.get("override_resources")
     found: dict[str, float] = {
         resources.CPU: host.cpu_count() if options.num_cpus is None else options.num_cpus,

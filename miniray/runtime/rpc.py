@@ -201,6 +201,14 @@ async def dial_head(address: str, token: str | Access, node_id: bytes) -> Stream
     return _ClientStream(channel, call, address)
 
 
+async def dial_tunnel(address: str, token: str | Access, node_id: bytes) -> Stream:
+    """A stream for one connection through the head's port; see `tunnel`."""
+    access = Access.of(token)
+    metadata = _credentials(access.token, node_id)
+    channel, call = _open_stream(_channel(address, access), f"/{GCS}/Tunnel", gcs.TunnelFrame, metadata)
+    return _ClientStream(channel, call, address)
+
+
 async def dial_raylet(address: str, token: str | Access, node_id: bytes, peer: bytes = b"") -> Stream:
     """A raylet's stream to the one of node `peer`; `node_id` is the dialler's own."""
     access = Access.of(token)
@@ -506,9 +514,11 @@ def holder_of(port: int) -> str:
 
 async def serve_gcs(
     shell: GcsShell, host: str, port: int, token: str | Access, version: str = "",
-    security: HeadSecurity | None = None,
+    security: HeadSecurity | None = None, advertise: str = "",
 ) -> Server:
     """The GCS's port. PortInUse, RpcError."""
+    from miniray.runtime.tunnel import HeadTunnels  # a raylet has no use for it
+
     streams = _Streams()
     access = Access.of(token)
 
@@ -533,10 +543,18 @@ async def serve_gcs(
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {CALL_S:.0f} s")
             raise
 
+    tunnels = HeadTunnels(host, advertise or host, shell.has_port)
+
+    async def tunnel(_: Any, context: Any) -> None:
+        await streams.run(tunnels.serve(_ServerStream(context)))
+
     methods = {
         "Handshake": _unary(shake, gcs.HandshakeRequest),
         "Connect": grpc.stream_stream_rpc_method_handler(
             connect, gcs.Packet.FromString, gcs.Packet.SerializeToString
+        ),
+        "Tunnel": grpc.stream_stream_rpc_method_handler(
+            tunnel, gcs.TunnelFrame.FromString, gcs.TunnelFrame.SerializeToString
         ),
         "Call": _unary(call, gcs.ControlRequest),
     }

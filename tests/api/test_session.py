@@ -81,7 +81,7 @@ def test_workers_are_cpus():
     ("kwargs", "error", "text"),
     [
         ({"no_such_option": 1}, RuntimeError, "Unknown keyword argument"),
-        ({"address": "ray://host:1"}, ValueError, "no client protocol"),
+        ({"address": "http://host:1"}, ValueError, "miniray://HOST:PORT"),
         ({"address": "127.0.0.1:1"}, ConnectionError, "no node of a cluster at 127.0.0.1:1"),
         ({"address": "auto"}, ConnectionError, "Could not find any running Ray instance"),
         ({"address": "127.0.0.1:1", "num_cpus": 1}, ValueError, "must not be provided"),
