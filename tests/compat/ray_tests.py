@@ -44,7 +44,7 @@ FAILING: dict[str, dict[str, str]] = {
         "test_placement_group_invalid_resource_request": CLIENT,
     },
     "test_ray_init": {
-        "test_ray_init_credentials_with_client": "it starts the server of Ray Client, which does not exist here",
+        "test_ray_init_credentials_with_client": "it starts the server of Ray Client, which is not here",
     },
     "test_reconstruction": {
         "test_reconstruction_cached_dependency[False]": LINEAGE,
