@@ -187,6 +187,8 @@ class NodeDaemon:
             await asyncio.sleep(JOIN_POLL_S)
         if not self._raylet.node.accepted:
             raise CannotJoin(links.trouble or self._reason or "it was told to end")
+        of_cluster = json.loads(self._raylet.node.config or "{}")
+        self._raylet.fence(of_cluster.get("node_silent_s", config.get("node_silent_s")))
 
     async def _listen_behind_head(self, links: ClusterLinks) -> None:
         from miniray.runtime.links import StreamEnded

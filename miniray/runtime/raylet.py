@@ -150,6 +150,10 @@ class Raylet:
         self.node.started(self._loop.time())
         self.turn()
 
+    def fence(self, silent_s: float) -> None:
+        """The GCS gives this node up when it is silent for so long: see `runtime.fence`."""
+        self._workers.fence(silent_s)
+
     def close(self) -> None:
         """End everything below this node; the zygote kills the workers."""
         if self._stopped:

@@ -120,6 +120,10 @@ class WorkerProcesses:
                 "stdout_path": log, "stderr_path": log}
         self._send(json.dumps({"op": "spawn", "spec": spec}).encode())
 
+    def fence(self, silent_s: float) -> None:
+        """A head gives this node up when it is silent for so long: its workers must not outlive that."""
+        self._send(json.dumps({"op": "fence", "silent_s": silent_s}).encode())
+
     def stop(self, startup_token: bytes, force: bool) -> None:
         """SIGTERM, or SIGKILL for the whole tree when `force`."""
         sig = signal.SIGKILL if force else signal.SIGTERM

@@ -7,7 +7,7 @@
                                      └──fork─▶ the making of a runtime_env (`environment_setup`)
 
 It is forked by the daemon before anything else, so it holds no thread, no gRPC and no event loop.
-Messages are JSON, one per packet: `spawn` and `kill` in; `ready`, `exit` out. As a subreaper it
+Messages are JSON, one per packet: `spawn`, `kill` and `fence` in; `ready`, `exit` out. As a subreaper it
 reaps and reports every worker, and ends whatever a dead one left behind, however it was forked:
 workers are subreapers too, so all of it is below the worker while that lives, and comes to the
 zygote when it dies. When the raylet is gone the socket reads EOF: the
@@ -27,10 +27,12 @@ import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from typing import Any, NoReturn
 
 from miniray.runtime import agent, boot, session_lock
+from miniray.runtime.fence import Fence
 
 PACKET_LIMIT = 128 * 1024
 COMMON = ("cloudpickle", "miniray.runtime.worker_process")
@@ -84,6 +86,9 @@ class Zygote:
         self._preload = preload
         self._tokens: dict[int, str] = {}
         self._forks = 0
+        self._raylet = os.getppid()
+        self._fence = Fence()
+        self._slept_at = 0.0
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def serve(self) -> None:
@@ -101,15 +106,35 @@ class Zygote:
         poll.register(self._wake_read, select.POLLIN)
         later = list(reversed(LATER))
         while True:
-            patience_ms = LULL_MS if self._forks else FIRST_FORK_WITHIN_MS
-            ready = dict(poll.poll(patience_ms if later else None))
-            if not ready:
+            self._slept_at = time.monotonic()
+            ready = dict(poll.poll(self._patience_ms(bool(later))))
+            self._look_at_raylet()
+            if not ready and later:
                 import_shared(later.pop())
             if self._wake_read in ready:
                 os.read(self._wake_read, 4096)
                 self._report_exits()
             if self._sock.fileno() in ready and not self._receive():
                 return
+
+    def _patience_ms(self, is_idle: bool) -> int | None:
+        """How long to wait for work. `is_idle`: there are imports to be made meanwhile."""
+        if is_idle:
+            return LULL_MS if self._forks else FIRST_FORK_WITHIN_MS
+        pause_s = self._fence.pause_s
+        return None if pause_s is None else int(pause_s * 1000)
+
+    def _look_at_raylet(self) -> None:
+        """End the workers of a raylet that stands still: see `fence`."""
+        if not self._fence.silent_s:
+            return
+        now = time.monotonic()
+        overslept = self._fence.slept(now - self._slept_at)
+        if self._fence.looked(now, agent.is_stopped(self._raylet)) or overslept:
+            if self._tokens:
+                sys.stderr.write("the raylet stands still, and its node is given up: its workers end\n")
+            for pid in list(self._tokens):
+                agent.kill_tree(pid)
 
     def _import(self) -> list[str]:
         """Import what every worker needs, and the preload list. Returns what went wrong."""
@@ -141,6 +166,8 @@ class Zygote:
             self._spawn(message)
         elif message["op"] == "kill":
             self._kill(message["pid"], message["signal"])
+        elif message["op"] == "fence":
+            self._fence.watch(time.monotonic(), message["silent_s"])
         elif message["op"] == "end":
             return False
         return True
