@@ -122,6 +122,56 @@ class Faults:
             self._tell(f"{node.name} is drained within {deadline_s:.1f} s")
             self.cluster.drain_node(node, deadline_s)
 
+    def _raylet_restart(self) -> None:
+        """A raylet is killed and started again on its machine: under a new id, and with nothing."""
+        victims = self._victims()
+        if victims:
+            node = self.world.rng.choice(victims)
+            self._tell(f"the raylet of {node.name} is killed, and started again")
+            node.crash(silent=False)
+            self.world.after(min(self._left, self.world.rng.uniform(0.1, 3.0)), self._node_join)
+
+    def _raylet_stop(self) -> None:
+        """SIGSTOP, then SIGCONT: for the raylet time jumps. It may have been given up meanwhile."""
+        running = [node for node in self.cluster.living if not node.is_stopped]
+        victims = [node for node in self._victims() if node in running]
+        long = bool(victims) and self.world.rng.random() < 0.4
+        if not running:
+            return
+        node = self.world.rng.choice(victims if long else running)
+        longest = (8.0, 14.0) if long else (0.1, 7.0)
+        seconds = min(self._left, self.world.rng.uniform(*longest))
+        self._tell(f"SIGSTOP of the raylet of {node.name} for {seconds:.1f} s")
+        node.stop()
+        self.world.after(seconds, node.go_on)
+
+    def _clock_jump(self) -> None:
+        """The head's wall clock is set, hours forwards or backwards; a restart meets other times, too."""
+        hours = self.world.rng.uniform(-5.0, 5.0)
+        self._tell(f"the clock of the head jumps by {hours:.1f} hours")
+        self.cluster.head.clock_jumped(hours * 3600.0)
+
+    # ---- disks
+
+    def _slow_disk(self) -> None:
+        """Spilling and restoring take seconds."""
+        node = self.world.rng.choice(self.cluster.living)
+        node.disk_s = self.world.rng.uniform(0.5, 3.0)
+        self._tell(f"the disk of {node.name} takes {node.disk_s:.1f} s")
+        self.world.after(self._left, self._disk_well, node)
+
+    def _full_disk(self) -> None:
+        """Nothing can be spilled for a while."""
+        node = self.world.rng.choice(self.cluster.living)
+        seconds = min(self._left, self.world.rng.uniform(0.5, 6.0))
+        node.disk_is_full = True
+        self._tell(f"the disk of {node.name} is full for {seconds:.1f} s")
+        self.world.after(seconds, self._disk_well, node)
+
+    def _disk_well(self, node: SimNode) -> None:
+        node.disk_is_full = False
+        node.disk_s = 0.005
+
     # ---- the network
 
     def _partition(self) -> None:

@@ -32,6 +32,7 @@ class SimHead:
         self.rows: dict[tuple[str, bytes], bytes] = {}
         self.head: Head | None = None
         self.epoch = 0
+        self.wall_offset_s = WALL_OFFSET_S
         self.crash_in_turn = ""
         """"rows": the next turn that writes loses its rows; "messages": only its messages."""
         self._ends: dict[bytes, LinkEnd] = {}
@@ -45,7 +46,7 @@ class SimHead:
         """Come up, with what the disk has."""
         self.epoch += 1
         self._links_made = 0
-        head = Head(Random(self.world.rng.getrandbits(64)), HeadOptions(self.epoch, WALL_OFFSET_S))
+        head = Head(Random(self.world.rng.getrandbits(64)), HeadOptions(self.epoch, self.wall_offset_s))
         head.restore(self.world.now, [(table, key, value) for (table, key), value in self.rows.items()])
         checkers.rows_are_known(head, self.rows)
         self.head = head
@@ -65,6 +66,12 @@ class SimHead:
             end.close()
         self._ends.clear()
         self._timer.set(None)
+
+    def clock_jumped(self, seconds: float) -> None:
+        """Somebody has set the clock of its machine."""
+        self.wall_offset_s += seconds
+        if self.head is not None:
+            self.head.desk.wall_offset = self.wall_offset_s
 
     @property
     def is_up(self) -> bool:

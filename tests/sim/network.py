@@ -113,6 +113,17 @@ class LinkEnd:
         self._on_reset = on_reset
         self._timer = Timer(network.world, self._tick)
         self.closed = False
+        self._stopped = False
+
+    def stop(self) -> None:
+        """The process at this end is stopped: it sends nothing, not even again."""
+        self._stopped = True
+        self._timer.set(None)
+
+    def go_on(self) -> None:
+        """It is not any more."""
+        self._stopped = False
+        self._arm()
 
     def send(self, message: Any) -> None:
         """Queue one message; what is sent within one instant shares packets."""
@@ -148,7 +159,7 @@ class LinkEnd:
         self._arm()
 
     def _arm(self) -> None:
-        if not self.closed:
+        if not self.closed and not self._stopped:
             self._timer.set(self.link.next_deadline())
 
 

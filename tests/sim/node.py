@@ -84,6 +84,11 @@ class SimNode:
         self.store: dict[bytes, Stored] = {}
         self.disk: dict[bytes, Stored] = {}
         self.store_bytes = store_bytes
+        self.disk_s = 0.005
+        """What writing or reading a spilled object takes."""
+        self.disk_is_full = False
+        self._held_up: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        """What has reached the raylet while it is stopped."""
         self._make_worker = make_worker
         self._workers_made = 0
         self._descriptors: dict[int, Any] = {}
@@ -112,6 +117,34 @@ class SimNode:
         if silent:
             self.network.silent[self.id] = None
         self._down()
+
+    def stop(self) -> None:
+        """SIGSTOP of the raylet: its clock goes on, and it sees nothing of what happens."""
+        if self._held_up is None:
+            self._held_up = []
+            for end in self._ends.values():
+                end.stop()
+
+    def go_on(self) -> None:
+        """SIGCONT: all that has come is there at once."""
+        held, self._held_up = self._held_up or [], None
+        for end in self._ends.values():
+            end.go_on()
+        for call, arguments in held:
+            if self.is_up:
+                call(*arguments)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Between SIGSTOP and SIGCONT."""
+        return self._held_up is not None
+
+    def _holds_up(self, call: Callable[..., None], *arguments: Any) -> bool:
+        """True when the raylet is stopped: then it is called later."""
+        if self._held_up is None:
+            return False
+        self._held_up.append((call, arguments))
+        return True
 
     def _down(self) -> None:
         self.is_up = False
@@ -147,6 +180,8 @@ class SimNode:
         return end
 
     def _packet(self, source: bytes, packet: Any) -> None:
+        if self._holds_up(self._packet, source, packet):
+            return
         self._link(source).received(packet)
 
     def _head_message(self, message: gcs_pb2.NodeMessage) -> None:
@@ -173,11 +208,13 @@ class SimNode:
 
     def client_message(self, worker_id: bytes, message: worker_pb2.ToRaylet, pipe: Pipe | None) -> None:
         """From a worker's or driver's socket; `pipe` is what a descriptor stands for."""
-        if not self.is_up:
+        if not self.is_up or self._holds_up(self.client_message, worker_id, message, pipe):
             return
         fd = self._descriptor(pipe) if pipe is not None else None
         if message.WhichOneof("body") == "register":
-            process = self.processes[worker_id]
+            process = self.processes.get(worker_id)
+            if process is None:
+                return  # it has ended while the raylet was stopped
             del self.starting[process.token]
             self.node.worker_registered(self.world.now, worker_id, 1, 1, message.register)
         else:
@@ -198,7 +235,7 @@ class SimNode:
         self.world.after(EXIT_SEEN_S * (0.5 + self.world.rng.random()), self._exit_seen, process, how)
 
     def _exit_seen(self, process: Process, how: str) -> None:
-        if not self.is_up:
+        if not self.is_up or self._holds_up(self._exit_seen, process, how):
             return
         process.to_raylet.read_all()
         failure = common.Failure(kind=common.WORKER_DIED, message=f"{process.worker.name} {how}")
@@ -228,7 +265,7 @@ class SimNode:
     # ---- turns
 
     def _tick(self) -> None:
-        if self.is_up:
+        if self.is_up and not self._holds_up(self._tick):
             self.node.tick(self.world.now)
             self._turn()
 
@@ -291,6 +328,8 @@ class SimNode:
 
     def connection_came(self, hello: raylet_pb2.ChannelHello, end: WireEnd) -> None:
         """Another raylet has dialled this one for two workers."""
+        if self._holds_up(self.connection_came, hello, end):
+            return
         self.node.connection_came(self.world.now, hello, self._descriptor(end))
         self._turn()
 
@@ -305,7 +344,7 @@ class SimNode:
         self.world.after(delay, self._forked, effect.startup_token)
 
     def _forked(self, token: bytes) -> None:
-        if not self.is_up or token not in self.starting:
+        if not self.is_up or token not in self.starting or self._holds_up(self._forked, token):
             return
         self._workers_made += 1
         name = f"{self.name}.w{self._workers_made}"
@@ -341,10 +380,15 @@ class SimNode:
             self.store.pop(oid, None)
 
     def _spill(self, effect: node_effects.SpillObjects) -> None:
-        self.world.after(0.005, self._spilled, effect)
+        self.world.after(self.disk_s, self._spilled, effect)
 
     def _spilled(self, effect: node_effects.SpillObjects) -> None:
-        if not self.is_up:
+        if not self.is_up or self._holds_up(self._spilled, effect):
+            return
+        if self.disk_is_full:
+            failure = common.Failure(kind=common.OUT_OF_DISK, message="the disk is full")
+            self.node.objects_spilled(self.world.now, effect.batch, [], failure)
+            self._turn()
             return
         written = [oid for oid in effect.object_ids if oid in self.store]
         for oid in written:
@@ -353,10 +397,10 @@ class SimNode:
         self._turn()
 
     def _restore(self, effect: node_effects.RestoreObject) -> None:
-        self.world.after(0.005, self._restored, effect.object_id)
+        self.world.after(self.disk_s, self._restored, effect.object_id)
 
     def _restored(self, oid: bytes) -> None:
-        if not self.is_up:
+        if not self.is_up or self._holds_up(self._restored, oid):
             return
         item = self.disk.get(oid)
         failure = None
@@ -393,6 +437,8 @@ class SimNode:
 
     def _fetched(self, oid: bytes, source_id: bytes, version: int) -> None:
         if not self.is_up or self._fetches.get(oid) != version:
+            return
+        if self._holds_up(self._fetched, oid, source_id, version):
             return
         del self._fetches[oid]
         failure, size, owner = None, 0, NOBODY

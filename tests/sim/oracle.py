@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SYSTEM_ERRORS = (
     pb.WORKER_DIED, pb.NODE_DIED, pb.ACTOR_DIED, pb.ACTOR_UNSCHEDULABLE, pb.OBJECT_LOST, pb.OWNER_DIED,
     pb.TASK_CANCELLED, pb.PLACEMENT_GROUP_REMOVED, pb.INFEASIBLE, pb.UNAVAILABLE, pb.USER_ERROR,
-    pb.INVALID_ARGUMENT,
+    pb.INVALID_ARGUMENT, pb.STORE_FULL, pb.OUT_OF_DISK,
 )  # fmt: skip
 """What a `get` may end with under faults; anything else is a bug."""
 

@@ -65,6 +65,11 @@ def scenario_of(seed: int, changes: Mapping[str, float] | None = None) -> Scenar
         plan=Plan(until, counts),
         lineage_bytes=rng.choice([1 << 30, 1 << 30, 10_000]),
     )
+    counts |= {
+        "raylet_restart": rng.choice([0, 0, 0, 1]), "raylet_stop": rng.choice([0, 0, 1, 2]),
+        "clock_jump": rng.choice([0, 0, 1]), "slow_disk": rng.choice([0, 0, 1]),
+        "full_disk": rng.choice([0, 0, 1]),
+    }  # fmt: skip
     return changed(scenario, changes or {})
 
 
