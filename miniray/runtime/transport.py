@@ -11,6 +11,7 @@ learns of the death from the raylet.
 
 from __future__ import annotations
 
+import itertools
 import struct
 import time
 from collections import deque
@@ -109,6 +110,10 @@ class Connection(Protocol):
         """Nothing more in either direction."""
 
 
+_lives = itertools.count(1)
+"""Numbers of this process's circuits."""
+
+
 class CircuitChannel:
     """Frames to a worker of another node: relayed at first, then over a connection of the two.
 
@@ -143,7 +148,7 @@ class CircuitChannel:
         self._untold = False
         self._written_at = 0.0
         self._connections: list[Connection] = []
-        self.circuit = Circuit()
+        self.circuit = Circuit(next(_lives))
         self.connection: Connection | None = None
         self.closed = False
 

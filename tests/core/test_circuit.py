@@ -14,7 +14,7 @@ def body(batch: bytes) -> bytes:
 
 
 def test_batches_are_numbered_and_carry_the_ack() -> None:
-    a, b = Circuit(), Circuit()
+    a, b = Circuit(1), Circuit(1)
     first, second = a.pack([b"x", b"y"]), a.pack([b"z"])
     assert body(first) == b"xy" and b.unpack(first) and b.unpack(second)
     assert a.unacknowledged() == [first, second] and not a.owes_ack
@@ -24,7 +24,7 @@ def test_batches_are_numbered_and_carry_the_ack() -> None:
 
 
 def test_a_repeated_batch_is_new_only_once() -> None:
-    a, b = Circuit(), Circuit()
+    a, b = Circuit(1), Circuit(1)
     sent = [a.pack([b"%d" % n]) for n in range(3)]
     assert [b.unpack(batch) for batch in sent] == [True, True, True]
     assert [b.unpack(batch) for batch in a.unacknowledged()] == [False, False, False]
@@ -33,8 +33,8 @@ def test_a_repeated_batch_is_new_only_once() -> None:
 
 
 def test_an_end_that_only_receives_owes_an_ack_after_a_while() -> None:
-    a, b = Circuit(), Circuit()
-    for _ in range(-(-ACK_BYTES // 1016)):
+    a, b = Circuit(1), Circuit(1)
+    for _ in range(-(-ACK_BYTES // (1000 + HEADER.size))):
         assert not b.owes_ack
         b.unpack(a.pack([bytes(1000)]))
     assert b.owes_ack
@@ -43,7 +43,7 @@ def test_an_end_that_only_receives_owes_an_ack_after_a_while() -> None:
 
 
 def test_the_window_bounds_what_is_under_way_and_reopens_with_an_ack() -> None:
-    a, b = Circuit(), Circuit()
+    a, b = Circuit(1), Circuit(1)
     batch = a.pack([bytes(2 * WINDOW_BYTES)])
     assert a.is_full, "one that is larger than the window may go alone"
     assert b.unpack(batch) and b.owes_ack
@@ -55,22 +55,22 @@ def test_the_window_bounds_what_is_under_way_and_reopens_with_an_ack() -> None:
 
 
 def test_an_end_that_was_forgotten_hears_so() -> None:
-    a, b = Circuit(), Circuit()
+    a, b = Circuit(1), Circuit(1)
     b.unpack(a.pack([b"1"]))
-    again = Circuit()  # b was told that a is dead
+    again = Circuit(2)  # b was told that a is dead
     with pytest.raises(Forgotten):
         again.unpack(a.pack([b"2"]))
     with pytest.raises(Forgotten):
         a.unpack(goodbye())
     with pytest.raises(Forgotten):
-        Circuit().unpack(b.pack([b"an answer to what was never said"]))
+        Circuit(1).unpack(b.pack([b"an answer to what was never said"]))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_carriers_that_break_lose_and_repeat_nothing(seed: int) -> None:
     """Each carrier is a queue each way; it breaks with batches inside, and a late one may still be read."""
     rng = random.Random(seed)
-    ends = [Circuit(), Circuit()]
+    ends = [Circuit(1), Circuit(1)]
     carriers: list[list[list[bytes]]] = [[[], []]]
     sent: list[list[bytes]] = [[], []]
     got: list[list[bytes]] = [[], []]
@@ -104,3 +104,21 @@ def test_carriers_that_break_lose_and_repeat_nothing(seed: int) -> None:
             while carrier[side]:
                 read(carrier, side)
     assert got[1] == sent[0] and got[0] == sent[1]
+
+
+def test_a_circuit_begun_anew_is_told_from_repeated_batches() -> None:
+    a, b = Circuit(1), Circuit(1)
+    b.unpack(a.pack([b"1"]))
+    again = Circuit(2)      # a was told that b is dead, and then that it is not
+    with pytest.raises(Forgotten):
+        b.unpack(again.pack([b"1"]))
+
+
+def test_what_is_said_to_a_former_life_acknowledges_nothing() -> None:
+    a, b = Circuit(1), Circuit(1)
+    b.unpack(a.pack([b"1"]))
+    again = Circuit(2)
+    again.pack([b"other"])
+    with pytest.raises(Forgotten):
+        again.unpack(b.pack([b"answer"]))
+    assert len(again.unacknowledged()) == 1

@@ -187,7 +187,7 @@ class Rig:
 
     def relay(self, source: Address, *sent: bytes) -> None:
         """Frames of a worker on another node."""
-        circuit = self._circuits.setdefault(source, Circuit())
+        circuit = self._circuits.setdefault(source, Circuit(1))
         batch = circuit.pack([len(frame).to_bytes(4, "little") + frame for frame in sent])
         self.raylet.tell(
             relay=wire.RelayBatch(source=address(source), destination=address(ME), frames=batch))

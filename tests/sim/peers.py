@@ -90,7 +90,7 @@ class Peers:
     def _open(self, peer: Peer) -> None:
         worker = self._worker
         if peer.address[0] != worker.address[0]:
-            peer.circuit = Circuit()
+            peer.circuit = Circuit(worker.cluster.next_number())
             return
         ring = Ring(worker)
         peer.out = ring.forth
@@ -133,7 +133,7 @@ class Peers:
 
     def _circuit(self, peer: Peer) -> Circuit:
         if peer.circuit is None:
-            peer.circuit = Circuit()
+            peer.circuit = Circuit(self._worker.cluster.next_number())
             peer.asked_at = self._worker.world.now  # the other one has asked
         return peer.circuit
 
