@@ -39,7 +39,8 @@ def status(address: str | None) -> None:
         for demand in reply.demand:
             shape = {name: value / UNIT for name, value in sorted(demand.resources.amounts.items())}
             because = f" ({demand.reason})" if demand.reason else ""
-            click.echo(f" {shape}: {demand.count}+ pending tasks/actors{because}")
+            what = f"pending {demand.kind}s" if demand.kind else "pending tasks/actors"
+            click.echo(f" {shape}: {demand.count}+ {what}{because}")
 
 
 def rows(nodes: Any) -> list[tuple[object, ...]]:

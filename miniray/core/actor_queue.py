@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from miniray._proto import gcs_pb2 as gcs
+from miniray.core import resources as res
 from miniray.core.actor_registry import ActorRecord, ActorRegistry
 from miniray.core.desk import Desk, short
 from miniray.core.link import AT_ONCE
@@ -184,6 +185,18 @@ class ActorQueue:
         self._desk.send(node_id, gcs.NodeMessage(create_actor=create))
 
     # ---- why not
+
+    def demand(self) -> list[gcs.Demand]:
+        """Waiting actors by shape, with the reason."""
+        return [
+            gcs.Demand(
+                resources=res.to_map(next(iter(waiting.actors.values())).demand),
+                count=len(waiting.actors),
+                reason=waiting.choice.reason if waiting.choice is not None else "",
+                kind="actor",
+            )
+            for waiting in self._shapes.values()
+        ]
 
     def _explain_all(self, waiting: _Waiting, choice: Choice) -> None:
         """Remember the reason; tell subscribers when its kind changes, not with every figure."""

@@ -361,6 +361,7 @@ class Members:
                 else:
                     shapes[key] = gcs.Demand()
                     shapes[key].CopyFrom(demand)
+                    shapes[key].kind = "task"
         return list(shapes.values())
 
     def check(self) -> None:

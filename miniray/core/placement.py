@@ -179,6 +179,23 @@ class Placement:
             if not self._groups[pg_id].info.detached:
                 self.removed(now, pg_id)
 
+    def demand(self) -> list[gcs.Demand]:
+        """Groups that wait, equal ones summed up, with the reason."""
+        shapes: dict[bytes, gcs.Demand] = {}
+        for pg_id in self._waiting:
+            group = self._groups[pg_id]
+            bundles = [bundle.demand for bundle in group.missing()]
+            key = group.shape + b"%d" % len(bundles)
+            if key in shapes:
+                shapes[key].count += 1
+                continue
+            shapes[key] = gcs.Demand(
+                resources=res.to_map(res.total_of(bundles)), count=1, reason=group.info.pending_reason,
+                kind="placement group", bundles=[res.to_map(bundle) for bundle in bundles],
+                strategy=group.info.strategy,
+            )  # fmt: skip
+        return list(shapes.values())
+
     def count(self) -> tuple[int, int]:
         """(groups that are not removed, those of them that wait for room or are being placed)."""
         pending = sum(group.info.state != pb.GROUP_CREATED for group in self._groups.values())

@@ -224,7 +224,11 @@ class Requests:
         alive, pending = self._head.actors.count()
         status = gcs.ClusterStatus(
             nodes=self._head.members.all(),
-            demand=self._head.members.demand(),
+            demand=[
+                *self._head.members.demand(),
+                *self._head.actors.queue.demand(),
+                *self._head.placement.demand(),
+            ],
             actors_alive=alive,
             actors_pending=pending,
             jobs_running=len(self._head.jobs.running),

@@ -1,0 +1,172 @@
+"""The loop between the head, which knows what waits, `core.scaling`, which decides, and a provider.
+
+A thread of its own asks the head every `interval_s`. Nodes are known to the provider by a *handle*, which
+they carry as a label; those without one are looked at and never stopped. A node is idle when nothing of it
+is taken (objects in its store included), no actor lives on it and no driver is attached. It is drained
+before its provider is told to stop it, so what came to it meanwhile goes on elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from miniray._proto import common_pb2 as pb
+from miniray._proto import gcs_pb2 as gcs
+from miniray.core import resources as res
+from miniray.core.scaling import Decision, NodeState, NodeType, Options, Scaler, Wanted
+from miniray.runtime import rpc, sessions
+
+log = logging.getLogger("miniray.autoscaler")
+
+HANDLE_LABEL = "miniray.io/node-handle"
+TYPE_LABEL = "miniray.io/node-type"
+
+
+@dataclass(frozen=True)
+class NodeKind:
+    """A kind of node that can be started. `resources` as in `init`, "CPU" and "GPU" among them."""
+
+    name: str
+    resources: Mapping[str, float]
+    min_nodes: int = 0
+    max_nodes: int = 10
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class NodeProvider(Protocol):
+    """What starts and stops machines. Both may take their time; they run on the autoscaler's thread."""
+
+    def start(self, kind: NodeKind, handle: str) -> None:
+        """Have a node join that offers `kind.resources` and carries `kind.labels` and the two labels of
+        this module. Returns before it has joined; an exception says that it will not."""
+
+    def stop(self, handle: str) -> None:
+        """The node has been drained, or never joined: let go of what was started under this handle."""
+
+
+class Autoscaler:
+    """See the module head. A context manager; `stop` leaves the nodes to the provider."""
+
+    def __init__(
+        self,
+        provider: NodeProvider,
+        kinds: Iterable[NodeKind],
+        address: str,
+        *,
+        token: str = "",
+        max_nodes: int = 100,
+        idle_s: float = 300.0,
+        speed: float = 1.0,
+        start_within_s: float = 600.0,
+        interval_s: float = 1.0,
+    ) -> None:
+        """`address` is HOST:PORT of the head; the token is that of a session here if it is not given."""
+        self._provider = provider
+        self._kinds = {kind.name: kind for kind in kinds}
+        self._address = address
+        self._token = token or next((s.token() for s in sessions.living() if s.address == address), "")
+        types = tuple(
+            NodeType(kind.name, res.from_floats(dict(kind.resources)), kind.min_nodes, kind.max_nodes)
+            for kind in self._kinds.values()
+        )
+        self._scaler = Scaler(Options(types, max_nodes, idle_s, speed, start_within_s))
+        self._interval_s = interval_s
+        self._made = 0
+        self._first = int(time.time())
+        self._draining: dict[str, bytes] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="autoscaler", daemon=True)
+        self.last = Decision()
+        """The latest decision, for people."""
+
+    def __enter__(self) -> Autoscaler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._interval_s):
+            try:
+                self.look()
+            except (rpc.RpcError, OSError) as error:
+                log.warning("the head cannot be asked what waits: %s", error)
+
+    # ---- one look
+
+    def look(self) -> Decision:
+        """Ask, decide, carry out."""
+        status = self._ask("status", gcs.StatusQuery()).status
+        busy = self._inhabited()
+        alive = [node for node in status.nodes if node.state != pb.NODE_DEAD and not node.takes_no_work]
+        states = [
+            NodeState(
+                node.labels.get(HANDLE_LABEL, ""), node.labels.get(TYPE_LABEL, ""),
+                res.from_map(node.available), node.node_id not in busy and node.available == node.total,
+            )
+            for node in alive if node.state == pb.NODE_ALIVE
+        ]  # fmt: skip
+        self._let_go({node.labels.get(HANDLE_LABEL, "") for node in alive})
+        self.last = decision = self._scaler.decide(time.monotonic(), states, map(_wanted, status.demand))
+        for name, count in decision.start.items():
+            for _ in range(count):
+                self._start(self._kinds[name])
+        by_handle = {node.labels.get(HANDLE_LABEL, ""): node.node_id for node in alive}
+        for handle in decision.stop:
+            self._draining[handle] = by_handle[handle]
+            log.info("node %s has been idle: it is drained", handle)
+            self._ask("drain", gcs.DrainRequest(
+                node_id=by_handle[handle], deadline_s=60.0, reason="it was idle, says the autoscaler"))
+        return decision
+
+    def _start(self, kind: NodeKind) -> None:
+        self._made += 1
+        handle = f"{kind.name}-{self._first}-{self._made}"
+        log.info("node %s is started", handle)
+        try:
+            self._provider.start(kind, handle)
+        except Exception as error:
+            log.warning("node %s could not be started: %s", handle, error)
+            return
+        self._scaler.started(time.monotonic(), handle, kind.name)
+
+    def _let_go(self, alive: set[str]) -> None:
+        """Stop those that have left the cluster."""
+        for handle in [handle for handle in self._draining if handle not in alive]:
+            del self._draining[handle]
+            self._provider.stop(handle)
+
+    def _inhabited(self) -> set[bytes]:
+        """Nodes on which an actor lives or a driver is attached."""
+        actors = self._ask("actor_list", gcs.ActorList(all_namespaces=True, alive_only=True)).actors.actors
+        jobs = self._ask("job_list", gcs.JobList()).jobs.jobs
+        running = [job.driver.node_id for job in jobs if job.state == pb.JOB_RUNNING]
+        return {*(actor.address.node_id for actor in actors), *running}
+
+    def _ask(self, field_name: str, message: Any) -> gcs.ControlReply:
+        request = gcs.ControlRequest(**{field_name: message})
+        return asyncio.run(rpc.call_head(self._address, self._token, request))
+
+
+def _wanted(demand: gcs.Demand) -> Wanted:
+    """What the head publishes as pending, as the scaler reads it."""
+    if not demand.bundles:
+        return Wanted((res.from_map(demand.resources),), demand.count)
+    bundles = tuple(res.from_map(bundle) for bundle in demand.bundles)
+    return Wanted(
+        bundles, demand.count, together=demand.strategy == pb.STRICT_PACK,
+        apart=demand.strategy == pb.STRICT_SPREAD,
+    )  # fmt: skip
