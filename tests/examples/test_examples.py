@@ -19,7 +19,7 @@ LINES = 75
 def run(*command: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=os.environ | environment, capture_output=True, text=True,
-        timeout=60, check=False,
+        timeout=110, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
