@@ -10,6 +10,7 @@ Exit codes: 0 done, 1 it failed (one line on stderr says what and what to do), 2
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import NoReturn
 
 import click
@@ -73,8 +74,17 @@ def cli() -> None:
     """miniray: tasks, actors and objects on one machine or many."""
 
 
+def _hide_secrets() -> None:
+    """A join string is in the command line no longer than it takes to get here."""
+    if any("mr1_" in argument for argument in sys.argv):
+        from miniray.commands.credentials import hide_arguments
+
+        hide_arguments()
+
+
 def main() -> NoReturn:
     """Entry point of `miniray` and `python -m miniray`."""
+    _hide_secrets()
     cli(prog_name="miniray")
     raise AssertionError("click leaves through SystemExit")
 
@@ -87,5 +97,6 @@ def head_main() -> NoReturn:
 
 def node_main() -> NoReturn:
     """Entry point of `miniray-node`."""
+    _hide_secrets()
     load(COMMANDS["node"][0]).main(prog_name="miniray-node")
     raise AssertionError("click leaves through SystemExit")

@@ -37,7 +37,6 @@ def head(**values: Any) -> None:
 @opts.node_options
 def node(address: str | None, join: str | None, **values: Any) -> None:
     """Run a node in the foreground and join the head of --join, or at --address."""
-    credentials.hide_arguments()
     if not (address or join or config.get("join")):
         raise click.UsageError("say which cluster: --join STRING, or --address HOST:PORT")
     target = credentials.target(address, join, values["token_file"])

@@ -37,7 +37,6 @@ def start(is_head: bool, address: str | None, block: bool, join: str | None, **v
     """Start a head with a node, or a node that joins one, in the background."""
     if is_head == bool(address or join or (config.get("join") and not is_head)):
         raise click.UsageError("give either --head, or --join STRING, or --address HOST:PORT")
-    credentials.hide_arguments()
     started: list[Target] = []
     try:
         if is_head:

@@ -30,7 +30,6 @@ def show(address: str) -> None:
 @click.option("--address", metavar="HOST:PORT", help="The cluster; its join string does, too.")
 def rotate(address: str | None) -> None:
     """Replace the token: former join strings hold no more. Prints the new one."""
-    credentials.hide_arguments()
     target = credentials.target(address)
     new, fingerprint = asyncio.run(_rotate(target))
     click.echo(str(JoinString(target.address, new, fingerprint)))

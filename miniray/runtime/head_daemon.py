@@ -133,8 +133,14 @@ def _announce(
     supervisor.ready(f"the head at {address}")
     if options.ready_fd < 0 and security.fingerprint:
         joining = JoinString(address, security.access.token, security.fingerprint)
-        sys.stdout.write(f"Join with: miniray-node --join {joining}\n")
+        shown = str(joining) if _is_for_people(options) else "STRING (`miniray token show` prints it)"
+        sys.stdout.write(f"Join with: miniray-node --join {shown}\n")
         sys.stdout.flush()
+
+
+def _is_for_people(options: HeadOptions) -> bool:
+    """Whether a secret may be printed: not into a journal, nor where all have the token already."""
+    return sys.stdout.isatty() or not (options.token or "JOURNAL_STREAM" in os.environ)
 
 
 def _end_with(pid: int, stopping: asyncio.Event) -> None:

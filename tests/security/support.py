@@ -37,8 +37,9 @@ class Encrypted:
     def __init__(self, **head: Any) -> None:
         self.host = own_address()
         self.token = head.pop("token", "") or secrets.token_hex(32)
+        head.setdefault("storage", ":memory:")
         options = HeadOptions(
-            host=self.host, port=0, token=self.token, storage=":memory:", driver_pid=os.getpid(), **head)
+            host=self.host, port=0, token=self.token, driver_pid=os.getpid(), **head)
         self.head = launch.start_daemon("head", options)
         self.address: str = self.head["address"]
         self.nodes: list[dict[str, Any]] = []

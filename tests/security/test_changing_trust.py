@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,9 +14,11 @@ from pathlib import Path
 import pytest
 
 import miniray as ray
+from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
-from miniray.runtime import certificates, join_string, rpc
-from miniray.runtime.access import Identity, NotAdmitted
+from miniray.runtime import certificates, join_string, launch, rpc
+from miniray.runtime.access import Access, Identity, NotAdmitted
+from miniray.runtime.daemon import HeadOptions
 from miniray.runtime.meeting import introduce
 from tests.security.support import ROOT, Encrypted, own_address, until
 
@@ -53,6 +58,73 @@ def test_rotation_refuses_the_old_and_costs_the_connected_nothing() -> None:
         cluster.close()
 
 
+def test_a_head_that_is_started_again_is_the_same_cluster(tmp_path: Path) -> None:
+    """Its CA and its token are with its tables; nodes and join strings go on."""
+    storage = str(tmp_path / "tables")
+    cluster = Encrypted(storage=storage)
+    try:
+        cluster.add_node()
+        old = cluster.join_string
+        token = asyncio.run(rpc.rotate_token(old.address, access_of(cluster))).token
+        cluster.token = token
+        os.kill(cluster.head["pid"], signal.SIGKILL)
+        port = int(cluster.address.rpartition(":")[2])
+        for given in ("", old.token):  # the environment of a service still has the token that was revoked
+            until(lambda: not _is_open(cluster.host, port))
+            head = launch.start_daemon("head", HeadOptions(
+                host=cluster.host, port=port, token=given, storage=storage, driver_pid=os.getpid()))
+            cluster.head = head
+            assert head["token"] == token and bytes.fromhex(head["fingerprint"]) == old.fingerprint
+            until(lambda: [node.state for node in status(cluster).nodes if node.state == pb.NODE_ALIVE], 60)
+            with pytest.raises(NotAdmitted):
+                asyncio.run(introduce(old.address, old.token, old.fingerprint))
+            if not given:
+                os.kill(head["pid"], signal.SIGKILL)
+        cluster.add_node(resources={"far": 1})
+        ray.init(str(cluster.join_string))
+        assert ray.get(Far.remote().echo.remote(b"5"), timeout=60) == b"5"
+    finally:
+        ray.shutdown()
+        cluster.close()
+
+
+@pytest.mark.parametrize("given", ["", "t" * 40])
+def test_a_head_in_the_foreground_prints_one_line(given: str) -> None:
+    """With the join string, unless all have the token already: then it would be in a log for nothing."""
+    head = subprocess.Popen(
+        [sys.executable, "-m", "miniray", "head", "--host", "0.0.0.0", "--port", "0"], cwd=ROOT,
+        stdout=subprocess.PIPE, text=True, env=os.environ | {"MINIRAY_AUTH_TOKEN": given})
+    try:
+        assert head.stdout is not None
+        line = head.stdout.readline()
+        assert line.startswith("Join with: miniray-node --join ")
+        if given:
+            assert "mr1_" not in line and "miniray token show" in line
+        else:
+            joined = join_string.parse(line.split()[-1])
+            access = asyncio.run(introduce(joined.address, joined.token, joined.fingerprint))
+            request = gcs.ControlRequest(status=gcs.StatusQuery())
+            assert asyncio.run(rpc.call_head(joined.address, access, request)).status.uptime_s >= 0
+    finally:
+        head.terminate()
+        rest, _ = head.communicate(timeout=60)
+    assert rest == "" and head.returncode == 0
+
+
+def access_of(cluster: Encrypted) -> Access:
+    return asyncio.run(introduce(cluster.address, cluster.token, cluster.join_string.fingerprint))
+
+
+def status(cluster: Encrypted) -> gcs.ClusterStatus:
+    request = gcs.ControlRequest(status=gcs.StatusQuery())
+    return asyncio.run(rpc.call_head(cluster.address, access_of(cluster), request)).status
+
+
+def _is_open(host: str, port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex((host, port)) == 0
+
+
 def test_certificates_are_renewed_while_the_cluster_works(monkeypatch: pytest.MonkeyPatch) -> None:
     life_s = 6.0
     monkeypatch.setenv("MINIRAY_CERTIFICATE_LIFE_S", str(life_s))
@@ -68,9 +140,7 @@ def test_certificates_are_renewed_while_the_cluster_works(monkeypatch: pytest.Mo
         assert all(_certificate(directory) not in first for directory in identities)
         far = Far.remote()  # between two nodes that have not met: all certificates of the start have ended
         assert ray.get(far.echo.remote(b"x" * 1_000_000), timeout=60) == b"x" * 1_000_000
-        access = asyncio.run(introduce(cluster.address, cluster.token, cluster.join_string.fingerprint))
-        status = gcs.ControlRequest(status=gcs.StatusQuery())
-        assert len(asyncio.run(rpc.call_head(cluster.address, access, status)).status.nodes) == 2
+        assert len(status(cluster).nodes) == 2
     finally:
         ray.shutdown()
         cluster.close()
