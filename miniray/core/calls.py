@@ -115,6 +115,15 @@ class ActorCalls:
         if client.state == ALIVE:
             self.flush(now, client)
 
+    def again(self, now: float, record: TaskRecord) -> None:
+        """An earlier call runs once more, in its old place: later ones may wait for its result."""
+        client: ActorClient = record.client
+        queue = client.queue
+        later = (place for place, other in enumerate(queue) if other.submitted_at > record.submitted_at)
+        queue.insert(next(later, len(queue)), record)
+        if client.state == ALIVE:
+            self.flush(now, client)
+
     def flush(self, now: float, client: ActorClient) -> None:
         """Push what may go."""
         if client.state != ALIVE or client.remote is None:
@@ -172,10 +181,15 @@ class ActorCalls:
             if state == RESTARTING:
                 client.failure = failure
                 if has_lived:   # calls made since it died: they wait only if they may be retried
-                    lost = [record for record in client.queue if record.retries_left == 0]
-                    client.queue = deque(record for record in client.queue if record.retries_left)
+                    lost = [record for record in client.queue if not self._waits(record)]
+                    client.queue = deque(record for record in client.queue if self._waits(record))
                 lost = self._detach(client) + lost
         return lost
+
+    @staticmethod
+    def _waits(record: TaskRecord) -> bool:
+        """Whether a call is for the actor's next life too: it may be retried, or is being retried."""
+        return record.retries_left != 0 or record.attempt > 0
 
     def remote_gone(self, now: float, client: ActorClient) -> None:
         """The actor's process died: nothing more is sent; the GCS will say what becomes of it."""

@@ -331,7 +331,7 @@ class Owner:
         elif client.state == DEAD:
             self.failed(now, record, client.failure)
         else:
-            self.calls.submitted(now, record)
+            self.calls.again(now, record)
         return True
 
     def _done(self, now: float, record: TaskRecord, state: int) -> None:
@@ -493,7 +493,7 @@ class Owner:
             elif record.client is not None and record.client.state == DEAD:
                 self.failed(now, record, record.client.failure)
             elif record.client is not None:
-                self.calls.submitted(now, record)
+                self.calls.again(now, record)
             elif not record.unresolved:
                 self.submission.ready(now, record)
         return None

@@ -391,3 +391,24 @@ def test_sys_exit_in_a_method_ends_the_actor_whatever_runs_its_calls(kind):
     leaver = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, **options)(cls).remote()
     assert ray.get(leaver.leave.remote()) == "stayed"
     assert ray.get(counter.add.remote(0)) == 3
+
+
+def test_a_call_that_waits_for_one_that_is_retried_does_not_hold_it_up():
+    @ray.remote(num_cpus=0)
+    class Flaky:
+        def __init__(self):
+            self.calls = 0
+
+        @ray.method(max_task_retries=1, retry_exceptions=[LookupError])
+        def first(self):
+            time.sleep(0.2)
+            self.calls += 1
+            if self.calls == 1:
+                raise LookupError
+            return self.calls
+
+        def second(self, calls):
+            return calls + 10
+
+    flaky = Flaky.remote()
+    assert ray.get(flaky.second.remote(flaky.first.remote()), timeout=30) == 12

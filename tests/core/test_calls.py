@@ -25,6 +25,49 @@ def test_calls_wait_for_the_address_and_leave_in_order() -> None:
     assert rig.effects() == ["push one to w1", "push two to w1"]
 
 
+def raises(rig: Rig, name: str) -> list[str]:
+    """The call raises, and its caller wants another attempt. What is sent then."""
+    record = rig.records[name]
+    rig.owner.replied(rig.now, record.remote, record.call, 1.0, [failed()], again=True)
+    return rig.pushes()
+
+
+def test_a_call_that_runs_again_comes_before_those_that_wait_for_it() -> None:
+    rig = alive_actor()
+    rig.submit("one", actor="a", retries=1)
+    rig.now += 1.0
+    rig.submit("two", "one", actor="a")
+    assert rig.pushes() == ["push one to w1"]
+    assert raises(rig, "one") == ["push one to w1"]
+    rig.reply("one")
+    assert rig.pushes() == ["push two to w1"]
+
+
+def test_calls_that_run_again_after_a_restart_keep_their_order() -> None:
+    rig = alive_actor()
+    for name in ("one", "two"):
+        rig.submit(name, actor="a", retries=5)
+        rig.now += 1.0
+    rig.submit("three", "two", actor="a")
+    rig.effects()
+    rig.owner.calls.clients[rig.actors["a"].id].state = RESTARTING
+    assert raises(rig, "two") == [] and raises(rig, "one") == []
+    rig.news("a", ALIVE, W2, restarts=1)
+    assert rig.pushes() == ["push one to w2", "push two to w2"]
+
+
+def test_the_last_retry_waits_through_every_report_of_the_restart() -> None:
+    rig = alive_actor()
+    rig.submit("call", actor="a", retries=1)
+    rig.effects()
+    rig.dies(W1)
+    for cause in ("restarting", "still restarting"):
+        rig.news("a", RESTARTING, restarts=1, cause=cause)
+    assert rig.value("call") is None
+    rig.news("a", ALIVE, W2, restarts=1)
+    assert rig.pushes() == ["push call to w2"]
+
+
 def test_a_call_goes_straight_to_a_living_actor() -> None:
     rig = alive_actor()
     rig.submit("one", actor="a")
