@@ -85,8 +85,8 @@ def run(network: Network, launch: Launch, arguments: argparse.Namespace) -> dict
     """One program on one engine. Returns its results by part; the last of equal parts counts."""
     command, directory, environment = launch
     process = subprocess.Popen(
-        [*network.hosts[0].enter, *command, str(HOSTS), str(arguments.records), str(arguments.parts),
-         str(arguments.broadcast_mb * 10**6)],
+        [*network.hosts[0].enter, *command, str(HOSTS), str(arguments.depth), str(arguments.records),
+         str(arguments.parts), str(arguments.broadcast_mb * 10**6)],
         cwd=directory, env=os.environ | environment, stdout=subprocess.PIPE, text=True)  # fmt: skip
     results: dict[str, Result] = {}
     assert process.stdout is not None
@@ -98,6 +98,7 @@ def run(network: Network, launch: Launch, arguments: argparse.Namespace) -> dict
             threading.Thread(target=cut, args=(network.hosts[2], arguments)).start()
         elif "seconds" in said:
             results[said["part"]] = said
+            print(f"  {said['part']}: {said['seconds']:.2f} s{'' if said['right'] else ' WRONG'}", flush=True)
     process.wait()
     return results
 
@@ -128,6 +129,7 @@ def main() -> int:
     """See the module head."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ray-python", help="an interpreter that has Ray and numpy")
+    parser.add_argument("--depth", type=int, default=6, help="of the tree of tasks: each has two below it")
     parser.add_argument("--records", type=int, default=10_000_000)
     parser.add_argument("--parts", type=int, default=16)
     parser.add_argument("--broadcast-mb", type=int, default=256)
@@ -140,10 +142,12 @@ def main() -> int:
     if missing():
         print(missing(), file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and leave nothing behind
     engines = {"miniray": miniray_cluster, **({"ray": ray_cluster} if arguments.ray_python else {})}
     found: dict[str, dict[str, Result]] = {}
     with tempfile.TemporaryDirectory(prefix="mrt-trial", dir="/tmp") as directory:
         for name, cluster in engines.items():
+            print(name, flush=True)
             with Network(HOSTS) as network, cluster(network, arguments, f"{directory}/{name}") as launch:
                 found[name] = run(network, launch, arguments)
     print(table(found))

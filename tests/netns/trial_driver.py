@@ -18,29 +18,27 @@ import numpy as np
 import miniray as ray
 from examples.sort_records import RECORD, check_all, make, sort
 
-TREE_DEPTH = 9
-
 
 def say(**news: Any) -> None:
     print(json.dumps(news), flush=True)
 
 
 @ray.remote(num_cpus=0.1)
-def tree(depth: int) -> tuple[int, list[str]]:
-    """How many tasks are in this tree, and the nodes that they ran on."""
+def tree(depth: int, spread: int = 3) -> tuple[int, list[str]]:
+    """How many tasks are in this tree, and the nodes that they ran on. `spread`: levels that go round."""
     here = ray.get_runtime_context().get_node_id()
     if not depth:
         return 1, [here]
-    spread = tree.options(scheduling_strategy="SPREAD") if depth > TREE_DEPTH - 3 else tree
-    below = ray.get([spread.remote(depth - 1) for _ in range(2)])
+    child = tree.options(scheduling_strategy="SPREAD") if spread else tree
+    below = ray.get([child.remote(depth - 1, max(0, spread - 1)) for _ in range(2)])
     return 1 + sum(count for count, _ in below), sorted({here, *(one for _, nodes in below for one in nodes)})
 
 
-def trees(nodes: int) -> None:
+def trees(nodes: int, depth: int) -> None:
     started = time.perf_counter()
-    count, seen = ray.get(tree.remote(TREE_DEPTH))
+    count, seen = ray.get(tree.remote(depth))
     seconds = time.perf_counter() - started
-    say(part="tree", seconds=seconds, amount=count, unit="tasks", right=count == 2**(TREE_DEPTH + 1) - 1,
+    say(part="tree", seconds=seconds, amount=count, unit="tasks", right=count == 2**(depth + 1) - 1,
         nodes=len(seen), of=nodes)  # fmt: skip
 
 
@@ -82,14 +80,14 @@ def sorting(part: str, records: int, parts: int) -> None:
 
 
 def main() -> None:
-    count, records, parts, size = map(int, sys.argv[1:])
+    count, depth, records, parts, size = map(int, sys.argv[1:])
     ray.init(address=os.environ["TRIAL_ADDRESS"], configure_logging=False)
     deadline = time.monotonic() + 60
     while len(nodes := [node["NodeID"] for node in ray.nodes() if node["Alive"]]) < count:
         assert time.monotonic() < deadline, f"{len(nodes)} of {count} nodes are here"
         time.sleep(0.05)
-    trees(count)
-    trees(count)
+    trees(count, depth)
+    trees(count, depth)
     broadcast(nodes, size)
     sorting("sort", records, parts)
     sorting("sort, cable pulled", records, parts)
