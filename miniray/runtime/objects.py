@@ -9,7 +9,7 @@
 
 Bytes are read from and written into the segment directly (`runtime.bulk`). Loop's thread; file
 I/O runs in the loop's executor. At most `SERVES_PER_OBJECT` streams leave this node for one object at a time:
-others are told who has a copy by now, so that a broadcast forms a tree.
+others wait, and are sent on to those who have a copy by now, so that a broadcast forms a tree.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHUNK_BYTES = 5 << 20
 SERVES_PER_OBJECT = 3
 DAMAGED_KEPT = 1000
 ELSEWHERE_KEPT = 8
-SERVED_KEPT = 256
+SPREADS_KEPT = 256
 """Objects of which is known who has read them. One who has it no more says so, and others are asked."""
 
 
@@ -74,7 +74,7 @@ class Objects:
         """Objects of which not all bytes have come."""
         self._others: set[asyncio.Task[None]] = set()
         self._serving: dict[bytes, dict[bytes, int]] = {}
-        self._served: dict[bytes, list[bytes]] = {}
+        self._spread: dict[bytes, Spread] = {}
         self._damaged: dict[bytes, str] = {}
         """What was found when copies on disk were read for others: their next attempt hears it."""
 
@@ -259,10 +259,13 @@ class Objects:
         object_id = request.object_id
         readers = self._serving.get(object_id, {})
         begun = request.reader in readers or request.offset
-        if len(readers) >= SERVES_PER_OBJECT and not begun:
-            return Source(raylet_pb2.Chunk(
-                failure=common.Failure(kind=common.UNAVAILABLE, message="its source is busy"),
-                elsewhere=self._served.get(object_id, ())))
+        if not begun:
+            spread = self._spread.get(object_id)
+            elsewhere = spread.instead(request.reader) if spread is not None else []
+            if elsewhere or len(readers) >= SERVES_PER_OBJECT:
+                return Source(raylet_pb2.Chunk(
+                    failure=common.Failure(kind=common.UNAVAILABLE, message="its source is busy"),
+                    elsewhere=elsewhere))
         buffer = self._store.get(object_id)
         location = self._files.location(object_id) if buffer is None else None
         if buffer is None and location is None:
@@ -297,10 +300,10 @@ class Objects:
         if not readers[reader]:
             del readers[reader]
             if complete and reader:
-                copies = self._served.pop(object_id, [])
-                self._served[object_id] = [*copies, reader][-ELSEWHERE_KEPT:]
-                if len(self._served) > SERVED_KEPT:
-                    del self._served[next(iter(self._served))]
+                spread = self._spread[object_id] = self._spread.pop(object_id, None) or Spread()
+                spread.copies.append(reader)
+                if len(self._spread) > SPREADS_KEPT:
+                    del self._spread[next(iter(self._spread))]
         if not readers:
             del self._serving[object_id]
 
@@ -325,6 +328,24 @@ class Objects:
             complete = True
         finally:
             source.close(complete)
+
+
+class Spread:
+    """Who has read an object from here, oldest first."""
+
+    def __init__(self) -> None:
+        self.copies: list[bytes] = []
+        self._sent_on: dict[bytes, None] = {}
+
+    def instead(self, reader: bytes) -> list[bytes]:
+        """Who is to be asked in our place, the last ones that have it: [] until there are enough, and
+        for whoever was sent on and has come back."""
+        if len(self.copies) < SERVES_PER_OBJECT or reader in self._sent_on or reader in self.copies:
+            self._sent_on.pop(reader, None)
+            return []
+        self._sent_on[reader] = None
+        del self.copies[:-ELSEWHERE_KEPT]
+        return list(self.copies)
 
 
 class Source:

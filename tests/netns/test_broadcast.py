@@ -1,0 +1,46 @@
+"""One object to many hosts: those that have it pass it on, whoever made it sends a few copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.netns.cluster import NetCluster
+from tests.netns.conftest import made
+
+SIZE = 30_000_000
+HOSTS = 8
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture
+def eight() -> Iterator[NetCluster]:
+    """Eight hosts, each of which sends 400 megabits a second at most."""
+    yield from made(HOSTS, 1)
+
+
+def test_a_broadcast_forms_a_tree(eight: NetCluster) -> None:
+    for host in eight.hosts:
+        host.limit(megabits=400)
+    with eight.driver(f"""
+    import numpy as np
+
+    @ray.remote
+    def total(array): return int(array.sum())
+
+    small = ray.put(np.zeros(1))
+    ray.get([total.options(**on(name)).remote(small) for name in NAMES], timeout=100)
+    value = ray.put(np.ones({SIZE}, np.uint8))
+    say(ready=True)
+    input()
+    say(sums=ray.get([total.options(**on(name)).remote(value) for name in NAMES[1:]], timeout=200))
+    """) as driver:
+        assert driver.hear()["ready"]
+        before = [host.sent_bytes() for host in eight.hosts]
+        driver.go_on()
+        assert driver.hear() == {"sums": [SIZE] * (HOSTS - 1)}
+        copies = [(host.sent_bytes() - sent) / SIZE for host, sent in zip(eight.hosts, before, strict=True)]
+    assert sum(copies) < HOSTS + 0.5, "nobody got it twice"
+    assert max(copies) < 4.5, f"copies sent by each host: {copies}"
