@@ -300,7 +300,7 @@ class Objects:
         if not readers[reader]:
             del readers[reader]
             if complete and reader:
-                spread = self._spread[object_id] = self._spread.pop(object_id, None) or Spread()
+                spread = self._spread[object_id] = self._spread.pop(object_id, Spread())
                 spread.copies.append(reader)
                 if len(self._spread) > SPREADS_KEPT:
                     del self._spread[next(iter(self._spread))]
