@@ -27,8 +27,8 @@ int Channel::create(Client* client, uint32_t number, uint32_t capacity, int* fd)
   header_->version = kVersion;
   header_->capacity = capacity;
   header_->magic = kChannelMagic;
-  open_side(client, number, 0);
-  return 0;
+  capacity_ = capacity;
+  return open_side(client, number, 0) ? 0 : EINVAL;
 }
 
 int Channel::attach(Client* client, uint32_t number, int fd) {
@@ -38,11 +38,13 @@ int Channel::attach(Client* client, uint32_t number, int fd) {
   void* at = map_shared(fd, 0, static_cast<size_t>(bytes), true);
   if (!at) return errno;
   auto* header = static_cast<ChannelHeader*>(at);
+  uint32_t capacity = std::atomic_ref(header->capacity).load(std::memory_order_relaxed);
   bool sane = header->magic == kChannelMagic && header->version == kVersion &&
-              std::has_single_bit(header->capacity) && header->side[0].channel < kMaxChannels &&
+              std::has_single_bit(capacity) && capacity >= kMinCapacity &&
+              header->side[0].channel < kMaxChannels &&
               header->side[0].client < client->segment().header().max_clients &&
-              sizeof(ChannelHeader) + 2 * uint64_t{header->capacity} == static_cast<uint64_t>(bytes);
-  if (int error = sane ? join(client, number, header) : EINVAL) {
+              sizeof(ChannelHeader) + 2 * uint64_t{capacity} == static_cast<uint64_t>(bytes);
+  if (int error = sane ? join(client, number, header, capacity) : EINVAL) {
     munmap(at, static_cast<size_t>(bytes));
     return error;
   }
@@ -50,27 +52,31 @@ int Channel::attach(Client* client, uint32_t number, int fd) {
   return 0;
 }
 
-int Channel::join(Client* client, uint32_t number, ChannelHeader* header) {
+int Channel::join(Client* client, uint32_t number, ChannelHeader* header, uint32_t capacity) {
   if (header->side[1].attached.load()) return EBUSY;
   header_ = header;
-  open_side(client, number, 1);
+  capacity_ = capacity;
+  if (!open_side(client, number, 1)) return EINVAL;
   uint32_t never = kNeverKnocked;
   ring(client->record(), number, &never);  // for what the creator sent before it could see us
   return 0;
 }
 
-void Channel::open_side(Client* client, uint32_t number, uint32_t side) {
+bool Channel::open_side(Client* client, uint32_t number, uint32_t side) {
+  uint8_t* bytes = reinterpret_cast<uint8_t*>(header_ + 1);
+  if (!producer_.open(&header_->ring[side], bytes + size_t{side} * capacity_, capacity_) ||
+      !consumer_.open(&header_->ring[1 - side], bytes + size_t{1 - side} * capacity_, capacity_)) {
+    header_ = nullptr;
+    return false;
+  }
   client_ = client;
   client_->hold();
   number_ = number;
   side_ = side;
-  uint8_t* bytes = reinterpret_cast<uint8_t*>(header_ + 1);
-  uint32_t capacity = header_->capacity;
-  producer_.open(&header_->ring[side], bytes + size_t{side} * capacity, capacity);
-  consumer_.open(&header_->ring[1 - side], bytes + size_t{1 - side} * capacity, capacity);
   self().client = client->slot();
   self().channel = number;
   self().attached.store(1, std::memory_order_seq_cst);  // partner: ring_peer
+  return true;
 }
 
 void Channel::close() {
@@ -83,7 +89,7 @@ void Channel::close() {
 }
 
 Sent Channel::send(const void* data, size_t length, bool more) {
-  if (length > header_->capacity / 2) return Sent::too_long;
+  if (length > capacity_ / 2) return Sent::too_long;
   if (peer_closed()) return Sent::closed;
   if (producer_.write(data, static_cast<uint32_t>(length), more)) return Sent::ok;
   // Only reached when the ring is full: what was written so far must be read before room comes.

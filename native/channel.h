@@ -27,13 +27,14 @@ class Channel {
   int create(Client* client, uint32_t number, uint32_t capacity, int* fd);
   int attach(Client* client, uint32_t number, int fd);
   // attach() for memory that is mapped already and stays the caller's: both sides in one process.
-  int join(Client* client, uint32_t number, ChannelHeader* header);
+  // `capacity` is the header's, which the creator could change after it was looked at.
+  int join(Client* client, uint32_t number, ChannelHeader* header, uint32_t capacity);
   void close();  // tells the peer; unmaps what it mapped
 
   bool is_open() const { return header_ != nullptr; }
   ChannelHeader* header() const { return header_; }
   uint32_t number() const { return number_; }
-  uint32_t capacity() const { return header_->capacity; }
+  uint32_t capacity() const { return capacity_; }
   bool peer_attached() const { return peer().attached.load(std::memory_order_acquire); }
   bool peer_closed() const { return peer().closed.load(std::memory_order_acquire); }
 
@@ -60,13 +61,13 @@ class Channel {
  private:
   ChannelSide& self() const { return header_->side[side_]; }
   ChannelSide& peer() const { return header_->side[1 - side_]; }
-  void open_side(Client* client, uint32_t number, uint32_t side);
+  bool open_side(Client* client, uint32_t number, uint32_t side);
   void ring_peer();
 
   ChannelHeader* header_ = nullptr;
   size_t mapped_bytes_ = 0;
   Client* client_ = nullptr;  // a counted reference: the peer's doorbell lies in its segment
-  uint32_t number_ = 0, side_ = 0, knocked_epoch_ = kNeverKnocked;
+  uint32_t number_ = 0, side_ = 0, capacity_ = 0, knocked_epoch_ = kNeverKnocked;
   bool refused_ = false;
   Producer producer_;
   Consumer consumer_;

@@ -13,6 +13,9 @@
 // `tail` and `head` are stored seq_cst, not just release: after storing one, the writer looks at a
 // flag (the consumer's ready bit; the producer's `wanted`) that the other side sets before it looks
 // at the offset. Sequential consistency lets at most one of the two miss the other's news.
+//
+// The other side may be broken or hostile: every number of its making is looked at before it is used,
+// and used from a private copy. Offsets that make no sense are no room, or `corrupt`.
 #pragma once
 
 #include <algorithm>
@@ -27,20 +30,20 @@ constexpr uint64_t frame_bytes(uint64_t length) { return sizeof(FrameHeader) + (
 // Lives in the producing process.
 class Producer {
  public:
-  void open(RingState* state, uint8_t* bytes, uint32_t capacity) {
+  // False: the offsets make no sense.
+  bool open(RingState* state, uint8_t* bytes, uint32_t capacity) {
     state_ = state;
     bytes_ = bytes;
     capacity_ = capacity;
-    head_ = state->head.load(std::memory_order_acquire);
-    tail_ = state->tail.load(std::memory_order_relaxed);
+    tail_ = head_ = state->tail.load(std::memory_order_relaxed);
+    return tail_ % sizeof(FrameHeader) == 0 && look(std::memory_order_acquire);
   }
 
   // Writes behind the tail; nothing is visible until publish(). False: no room.
   bool write(const void* data, uint32_t length, bool more) {
     uint64_t need = frame_bytes(length);
     if (!fits(need)) {
-      head_ = state_->head.load(std::memory_order_acquire);  // partner: Consumer::release
-      if (!fits(need)) return false;
+      if (!look(std::memory_order_acquire) || !fits(need)) return false;  // partner: Consumer::release
     }
     FrameHeader header{length, more};
     std::memcpy(at(tail_), &header, sizeof(header));
@@ -57,14 +60,20 @@ class Producer {
   bool want_room(uint32_t length) {
     uint64_t need = frame_bytes(length);
     state_->wanted.store(static_cast<uint32_t>(need), std::memory_order_seq_cst);
-    head_ = state_->head.load(std::memory_order_seq_cst);  // partner: Consumer::release
-    if (!fits(need)) return true;
+    if (!look(std::memory_order_seq_cst) || !fits(need)) return true;  // partner: Consumer::release
     state_->wanted.store(0, std::memory_order_relaxed);
     return false;
   }
   bool still_waiting() const { return state_->wanted.load(std::memory_order_acquire) != 0; }
 
  private:
+  // Takes the consumer's offset, unless it has passed what was written.
+  bool look(std::memory_order order) {
+    uint64_t head = state_->head.load(order);
+    if (tail_ - head > capacity_) return false;
+    head_ = head;
+    return true;
+  }
   bool fits(uint64_t need) const { return tail_ + need - head_ <= capacity_; }
   uint8_t* at(uint64_t offset) const { return bytes_ + (offset & (capacity_ - 1)); }
 
@@ -78,12 +87,13 @@ class Consumer {
  public:
   enum class Next { frame, empty, corrupt };
 
-  void open(RingState* state, const uint8_t* bytes, uint32_t capacity) {
+  // False: the offset makes no sense.
+  bool open(RingState* state, const uint8_t* bytes, uint32_t capacity) {
     state_ = state;
     bytes_ = bytes;
     capacity_ = capacity;
-    head_ = state->head.load(std::memory_order_relaxed);
-    tail_ = state->tail.load(std::memory_order_acquire);
+    tail_ = head_ = state->head.load(std::memory_order_relaxed);  // next() looks at the producer's
+    return head_ % sizeof(FrameHeader) == 0;
   }
 
   // The frame at the head, if any. `corrupt`: the producer's numbers make no sense.
@@ -91,7 +101,10 @@ class Consumer {
     if (head_ == tail_) {
       tail_ = state_->tail.load(std::memory_order_seq_cst);  // partner: Producer::publish
       if (head_ == tail_) return Next::empty;
-      if (tail_ - head_ > capacity_) return Next::corrupt;
+      if (tail_ - head_ > capacity_ || tail_ % sizeof(FrameHeader)) {
+        tail_ = head_;
+        return Next::corrupt;
+      }
     }
     std::memcpy(header, at(head_), sizeof(*header));
     return frame_bytes(header->length) <= tail_ - head_ ? Next::frame : Next::corrupt;

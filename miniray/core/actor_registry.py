@@ -39,7 +39,7 @@ class ActorRecord:
         self.creation_task = creation_task
         creation = info.spec.creation_class
         self.demand: Resources = demand_of(creation)
-        self.keep: Resources = demand_of(creation, res.from_map(info.spec.lifetime_resources))
+        self.keep: Resources = demand_of(creation, res.demand_from_map(info.spec.lifetime_resources))
         """What it holds once its constructor has run."""
         # equal shapes find a node, or none, together
         shape = pb.SchedulingClass(resources=creation.resources, strategy=creation.strategy)

@@ -80,7 +80,9 @@ class Group:
     @classmethod
     def of(cls, info: pb.PlacementGroupInfo) -> Group:
         """A new or restored group; what a CREATED one holds is committed."""
-        bundles = {b.index: Bundle(b.index, res.from_map(b.resources), list(b.labels)) for b in info.bundles}
+        bundles = {
+            b.index: Bundle(b.index, res.demand_from_map(b.resources), list(b.labels)) for b in info.bundles
+        }
         wanted = [pb.BundleInfo(resources=b.resources, labels=b.labels) for b in info.bundles]
         shape = pb.PlacementGroupInfo(strategy=info.strategy, bundles=wanted)
         group = cls(info, bundles, shape=shape.SerializeToString(deterministic=True))

@@ -32,10 +32,41 @@ class Result:
     problem: str = ""
 
 
+_KINDS: dict[str, type] = {
+    "working_dir": str, "py_modules": list, "pip": dict, "uv": dict, "config": dict, "env_vars": dict,
+    "worker_process_setup_hook": str,
+}  # fmt: skip
+
+
 def parse(runtime_env: str) -> dict[str, Any]:
-    """The fields; {} for none."""
-    fields: dict[str, Any] = json.loads(runtime_env) if runtime_env else {}
-    return fields
+    """The fields; {} for none, and without those that `malformed` complains of."""
+    fields = _fields(runtime_env) or {}
+    return {name: value for name, value in fields.items() if _is_of_its_kind(name, value)}
+
+
+def malformed(runtime_env: str) -> str:
+    """What is wrong with the text itself, "" for nothing: clients check it, but anybody may send one."""
+    fields = _fields(runtime_env)
+    if fields is None:
+        return "the runtime_env is not a JSON object"
+    wrong = [name for name, value in fields.items() if not _is_of_its_kind(name, value)]
+    return f"the runtime_env's {wrong[0]!r} is not a {_KINDS[wrong[0]].__name__}" if wrong else ""
+
+
+def _fields(runtime_env: str) -> dict[str, Any] | None:
+    try:
+        fields = json.loads(runtime_env) if runtime_env else {}
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+def _is_of_its_kind(name: str, value: Any) -> bool:
+    if value is None or name not in _KINDS:
+        return True
+    if name == "py_modules":
+        return isinstance(value, list) and all(isinstance(module, str) for module in value)
+    return isinstance(value, _KINDS[name])
 
 
 def needs_setup(fields: dict[str, Any]) -> bool:
@@ -48,7 +79,9 @@ def setup_limit_s(fields: dict[str, Any]) -> float:
     if not needs_setup(fields):
         return 0.0
     limit = (fields.get("config") or {}).get("setup_timeout_seconds", SETUP_TIMEOUT_S)
-    return float("inf") if limit == -1 else float(limit)
+    if not isinstance(limit, (int, float)) or not limit > 0:
+        return float("inf") if limit == -1 else SETUP_TIMEOUT_S
+    return float(limit)
 
 
 def shown(runtime_env: str) -> str:
@@ -56,4 +89,4 @@ def shown(runtime_env: str) -> str:
     fields = parse(runtime_env)
     if fields.get("env_vars"):
         fields["env_vars"] = dict.fromkeys(fields["env_vars"], HIDDEN)
-    return json.dumps(fields, sort_keys=True, separators=(",", ":")) if fields else runtime_env
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")) if fields else ""

@@ -136,7 +136,7 @@ class Hosting:
     def _keep_lifetime(self, hosted: Hosted) -> None:
         """Give back what only the creation needed."""
         allocation = self.leases.grants[hosted.grant_id].allocation
-        lifetime = resources.from_map(hosted.spec.lifetime_resources)
+        lifetime = resources.demand_from_map(hosted.spec.lifetime_resources)
         keep = {}
         for name, amount in allocation.amounts.items():
             base = resources.base_name(name)
@@ -230,7 +230,7 @@ class Hosting:
             if key in self.bundles:
                 self.bundles[key].attempt = message.attempt
                 continue
-            demand = resources.from_map(bundle.resources)
+            demand = resources.demand_from_map(bundle.resources)
             allocation = None if self.leases.draining else pool.acquire(demand)
             if allocation is None:
                 for undo in taken:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from miniray._proto import gcs_pb2, raylet_pb2, worker_pb2
+from miniray._proto import common_pb2, gcs_pb2, raylet_pb2, worker_pb2
 from miniray.core.contract import Send
-from miniray.core.node_effects import CloseFd, DropClient
+from miniray.core.ids import OBJECT_ID_SIZE
+from miniray.core.node_effects import CloseFd, DropClient, to_client
 from miniray.core.pool import DRIVER, Worker
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ class Inbox:
         self.node.memory.room_requested(now, message, worker.worker_id)
 
     def _on_pull(self, now: float, worker: Worker, message: worker_pb2.PullRequest) -> None:
+        if len(message.object_id) != OBJECT_ID_SIZE:
+            wrong = f"an object's id has {OBJECT_ID_SIZE} bytes, not {len(message.object_id)}"
+            failure = common_pb2.Failure(kind=common_pb2.INVALID_ARGUMENT, message=wrong)
+            reply = worker_pb2.PullReply(request_id=message.request_id, failure=failure)
+            self.node.out.append(to_client(worker.worker_id, pull=reply))
+            return
         for node_id in message.locations:
             self.node.neighbours.reached(now, node_id)
         self.node.transfer.pull_requested(now, worker.worker_id, message)
@@ -75,8 +82,9 @@ class Inbox:
         self.node.transfer.pull_cancelled(now, worker.worker_id, message.request_id)
 
     def _on_object_sealed(self, now: float, worker: Worker, message: worker_pb2.ObjectSealed) -> None:
-        owner = (message.owner.node_id, message.owner.worker_id)
-        self.node.memory.object_sealed(message.object_id, message.size, owner)
+        if len(message.object_id) == OBJECT_ID_SIZE:
+            owner = (message.owner.node_id, message.owner.worker_id)
+            self.node.memory.object_sealed(message.object_id, message.size, owner)
 
     def _on_free_objects(self, now: float, worker: Worker, message: worker_pb2.FreeObjects) -> None:
         here = not message.node_ids
@@ -87,7 +95,7 @@ class Inbox:
                 freed = worker_pb2.FreeObjects(object_ids=message.object_ids)
                 self._to_peer(now, node_id, free_objects=freed)
         if here:
-            self.node.free(now, list(message.object_ids))
+            self.node.free(now, message.object_ids)
 
     def _on_control(self, now: float, worker: Worker, message: gcs_pb2.ControlRequest) -> None:
         self.node.bridge.client_requested(worker.worker_id, message)

@@ -30,6 +30,7 @@ from miniray.core.census import NodeCensus
 from miniray.core.contract import HEAD, Send, Stories
 from miniray.core.guard import Guard
 from miniray.core.hosting import Hosting
+from miniray.core.ids import OBJECT_ID_SIZE
 from miniray.core.inbox import Inbox
 from miniray.core.inquiries import Inquiries
 from miniray.core.lease_queue import LeaseQueue
@@ -265,7 +266,7 @@ class Node:
         elif kind == "lease_cancel":
             self.leases.cancelled(now, message.lease_cancel)
         elif kind == "free_objects":
-            self.free(now, list(message.free_objects.object_ids))
+            self.free(now, message.free_objects.object_ids)
         elif kind == "worker_gone":
             self.relay.peer_worker_gone(message.worker_gone)
             self.leases.holder_gone(now, message.worker_gone.address.worker_id)
@@ -319,8 +320,9 @@ class Node:
             self.requests.abroad.pop((message.node_id, message.lease_id), None)
             self.out.append(Send(message.node_id, raylet_pb2.PeerMessage(lease_return=message)))
 
-    def free(self, now: float, object_ids: list[bytes]) -> None:
-        """No process can reach these objects any more."""
+    def free(self, now: float, object_ids: Iterable[bytes]) -> None:
+        """No process can reach these objects any more. What is no id is nobody's."""
+        object_ids = [object_id for object_id in object_ids if len(object_id) == OBJECT_ID_SIZE]
         self.transfer.freed(now, object_ids)
         self.memory.objects_freed(now, object_ids)
 

@@ -86,7 +86,7 @@ class Placement:
         if wanted.name and (wanted.namespace, wanted.name) in self._names:
             where = f"placement group named {wanted.name!r} exists in namespace {wanted.namespace!r}"
             raise Refusal(pb.ALREADY_EXISTS, f"a {where} already: remove it, or take another name")
-        if not wanted.bundles or any(not res.from_map(b.resources) for b in wanted.bundles):
+        if not wanted.bundles or any(not res.demand_from_map(b.resources) for b in wanted.bundles):
             raise Refusal(pb.INVALID_ARGUMENT, "a placement group needs bundles that ask for something")
         info = pb.PlacementGroupInfo()
         info.CopyFrom(wanted)

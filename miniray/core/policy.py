@@ -95,7 +95,7 @@ def demand_of(scheduling_class: SchedulingClass, resources: Resources | None = N
 
     `resources` replaces the class's own (an actor's lifetime resources, say).
     """
-    amounts = res.from_map(scheduling_class.resources) if resources is None else resources
+    amounts = res.demand_from_map(scheduling_class.resources) if resources is None else resources
     strategy = scheduling_class.strategy
     if strategy.WhichOneof("kind") != "bundle":
         return amounts

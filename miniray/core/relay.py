@@ -183,11 +183,13 @@ class Relay:
 
     def listen(self, target: bytes, client: bytes) -> None:
         """`client` (of this node) must hear of the end of `target` (of this node)."""
-        self.listeners.setdefault(target, {})[client] = None
+        if target in self.clients:
+            self.listeners.setdefault(target, {})[client] = None
 
     def listen_from(self, target: bytes, node_id: bytes) -> None:
-        """Another raylet must hear of the end of `target` (of this node)."""
-        self.remote_listeners.setdefault(target, {})[node_id] = None
+        """Another raylet must hear of the end of `target` (of this node; a peer may name others)."""
+        if target in self.clients:
+            self.remote_listeners.setdefault(target, {})[node_id] = None
 
     def contact(self, client: bytes, node_id: bytes, target: bytes) -> None:
         """`client` (of this node) must hear of the end of `target` on another node."""

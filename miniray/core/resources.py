@@ -92,6 +92,11 @@ def from_map(message: ResourceMap) -> Resources:
     return {name: amount for name, amount in message.amounts.items() if amount}
 
 
+def demand_from_map(message: ResourceMap) -> Resources:
+    """The demand of a protobuf map: what is not positive asks for nothing, whoever sent it."""
+    return {name: amount for name, amount in message.amounts.items() if amount > 0}
+
+
 def to_map(amounts: Mapping[str, int]) -> ResourceMap:
     """The protobuf form, names in alphabetical order."""
     return ResourceMap(amounts=dict(sorted(amounts.items())))

@@ -6,8 +6,10 @@ What it makes is named by content and shared: `packages/<name>` for unpacked arc
 virtual environment is made under a file lock, and both are used only when they are whole. The
 result is JSON (`Result`) in the file that the request names; what went wrong is in its `problem`.
 
-Archives are not trusted: names that lead out of the directory, links and special files are
-refused, and so is more than `UNPACKED_LIMIT` bytes.
+Archives are not trusted. Refused are names that lead out of the directory, links and special files,
+more than `UNPACKED_LIMIT` bytes, `ENTRY_LIMIT` entries or `PARTS_LIMIT` directories and files, and a small
+archive that becomes a large tree; all of it before anything is written, by what the archive says of
+itself, and an entry that is bigger than it said ends the unpacking.
 """
 
 from __future__ import annotations
@@ -15,15 +17,18 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import lzma
 import os
 import re
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
 import traceback
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -34,6 +39,12 @@ from miniray.core.environments import Result
 
 UNPACKED_LIMIT = 4 << 30
 ENTRY_LIMIT = 200_000
+PARTS_LIMIT = 1_000_000
+"""Names on the paths of all entries together: each may become a directory."""
+DIRECTORY_LIMIT = 64 << 20
+"""Bytes of an archive's table of contents, which is held in memory."""
+RATIO_LIMIT, RATIO_FREE = 200, 256 << 20
+"""Unpacked bytes for each packed one, looked at where there are more than RATIO_FREE."""
 TAIL_LINES = 20
 OURS = re.compile(r"gcs://(_ray_pkg_[0-9a-f]+\.(?:zip|whl))")
 """Packages of the job, named by their content."""
@@ -175,28 +186,59 @@ def locked(path: Path) -> Iterator[None]:
 
 def unpack(archive: Path, target: Path) -> None:
     """Unpack a zip or wheel below `target`. Problem for anything that is not a plain file inside it."""
+    if not archive.is_file():
+        raise Problem(f"{archive} is not a file")
     target.mkdir()
     try:
+        _check_directory(archive)
         with zipfile.ZipFile(archive) as source:
             entries = source.infolist()
-            total = sum(entry.file_size for entry in entries)
-            if total > UNPACKED_LIMIT or len(entries) > ENTRY_LIMIT:
-                raise Problem(f"the archive has {len(entries)} entries and {total >> 20} MiB, at most "
-                              f"{ENTRY_LIMIT} and {UNPACKED_LIMIT >> 20} MiB are unpacked")
+            _check_entries(entries, archive.stat().st_size)
             for entry in entries:
                 _unpack_entry(source, entry, target)
     except zipfile.BadZipFile as error:
         raise Problem(f"not a zip archive: {error}") from None
+    except (OSError, ValueError, NotImplementedError, RuntimeError, EOFError, zlib.error, lzma.LZMAError,
+            struct.error) as error:  # fmt: skip
+        raise Problem(f"the archive cannot be unpacked: {type(error).__name__}: {error}") from None
+
+
+def _check_directory(archive: Path) -> None:
+    """Refuse a table of contents that would fill the memory; `zipfile` reads all of it at once."""
+    with open(archive, "rb") as file:
+        found = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+    size = found[zipfile._ECD_SIZE] if found else 0  # type: ignore[attr-defined]
+    if size > DIRECTORY_LIMIT:
+        raise Problem(f"the archive's table of contents has {size} bytes, at most {DIRECTORY_LIMIT} are read")
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], packed: int) -> None:
+    """Refuse what is too much, or not a plain file inside the directory, before anything is written."""
+    total = sum(entry.file_size for entry in entries)
+    if total > UNPACKED_LIMIT or len(entries) > ENTRY_LIMIT:
+        raise Problem(f"the archive has {len(entries)} entries and {total >> 20} MiB, at most "
+                      f"{ENTRY_LIMIT} and {UNPACKED_LIMIT >> 20} MiB are unpacked")
+    if total > RATIO_FREE and total > packed * RATIO_LIMIT:
+        raise Problem(f"the archive's {packed} bytes become {total >> 20} MiB, more than {RATIO_LIMIT} for "
+                      f"one, like a bomb's; up to {RATIO_FREE >> 20} MiB are unpacked in any case")
+    if sum(entry.filename.count("/") for entry in entries) > PARTS_LIMIT:
+        raise Problem(f"the archive's paths have more than {PARTS_LIMIT} parts")
+    for entry in entries:
+        _check_entry(entry)
+
+
+def _check_entry(entry: zipfile.ZipInfo) -> None:
+    parts = Path(entry.filename).parts
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if os.path.isabs(entry.filename) or ".." in parts or "\\" in entry.filename:
+        raise Problem(f"the archive's entry {entry.filename!r} leads out of its directory")
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise Problem(f"the archive's entry {entry.filename!r} is a link or a special file")
 
 
 def _unpack_entry(source: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
     parts = Path(entry.filename).parts
     mode = entry.external_attr >> 16
-    kind = stat.S_IFMT(mode)
-    if os.path.isabs(entry.filename) or ".." in parts or "\\" in entry.filename:
-        raise Problem(f"the archive's entry {entry.filename!r} leads out of its directory")
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise Problem(f"the archive's entry {entry.filename!r} is a link or a special file")
     path = target.joinpath(*parts)
     if entry.is_dir():
         path.mkdir(parents=True, exist_ok=True)

@@ -63,6 +63,10 @@ class Environments:
 
     def prepare(self, startup_token: bytes, job_id: bytes, runtime_env: str, done: Done) -> None:
         """Call `done` with what a worker needs, or with why it cannot be had; at once where it can."""
+        problem = environments.malformed(runtime_env)
+        if problem:
+            done(None, problem)
+            return
         fields = environments.parse(runtime_env)
         if not environments.needs_setup(fields):
             done(Result(), "")

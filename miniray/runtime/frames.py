@@ -103,6 +103,7 @@ def unpack_slot(frame: bytes, at: int) -> tuple[Slot, int]:
     if state == STORED:
         owner = unpack_address(frame[at : at + 56])
         at += 56
+        _check_count(frame, at, count, 28)
         nodes = [frame[at + 28 * i : at + 28 * (i + 1)] for i in range(count)]
         return Slot(state, oid, None, owner, size, nodes), at + 28 * count
     owner = None
@@ -110,6 +111,12 @@ def unpack_slot(frame: bytes, at: int) -> tuple[Slot, int]:
         owner = unpack_address(frame[at : at + 56])
         at += 56
     return Slot(state, oid, frame[at : at + length], owner, size, []), at + length
+
+
+def _check_count(frame: bytes, at: int, count: int, size: int) -> None:
+    """ValueError unless `count` records of `size` bytes are there: a peer may claim four billion."""
+    if at + count * size > len(frame):
+        raise ValueError(f"a frame of {len(frame)} bytes claims {count} records of {size} from byte {at}")
 
 
 def pack_result(result: Result) -> list[bytes]:
@@ -128,6 +135,7 @@ def unpack_result(frame: bytes, at: int) -> tuple[Result, int]:
     state, count, length, size = SLOT.unpack_from(frame, at)
     at += SLOT.size
     contents = []
+    _check_count(frame, at, count, 84)
     for _ in range(count):
         contents.append((frame[at : at + 28], unpack_address(frame[at + 28 : at + 84])))
         at += 84

@@ -199,7 +199,7 @@ void stress_channel(uint64_t seed) {
   Channel here, there;
   int fd;
   CHECK(here.create(raylet, 0, 2048, &fd) == 0);
-  CHECK(there.join(other, 0, here.header()) == 0);
+  CHECK(there.join(other, 0, here.header(), here.capacity()) == 0);
   std::thread thread([&] { peer(there, *other, seed + 1); });
   peer(here, *raylet, seed);
   thread.join();
