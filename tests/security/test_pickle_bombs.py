@@ -22,7 +22,7 @@ import pytest
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import raylet_pb2, worker_pb2
 from miniray.runtime import launch, rpc
-from miniray.runtime.bulk import proof
+from miniray.runtime.access import Access
 from miniray.runtime.daemon import HeadOptions, NodeOptions
 from miniray.runtime.raylet_client import RayletClient
 from tests.security.hostile import bomb, bytes_fields, filled_fields, variants
@@ -169,7 +169,7 @@ async def test_requests_on_the_data_port(cluster: Cluster) -> None:
     node = await _node(cluster)
     for request in cluster.messages(raylet_pb2.BulkRequest):
         with socket.create_connection((node.host, node.data_port), timeout=WITHIN_S) as sock:
-            sock.sendall(proof(TOKEN, sock.recv(32, socket.MSG_WAITALL)))
+            sock.sendall(Access.of(TOKEN).proof(sock.recv(32, socket.MSG_WAITALL)))
             data = request.SerializeToString()
             sock.sendall(struct.pack("<I", len(data)) + data)
             sock.shutdown(socket.SHUT_WR)
