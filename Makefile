@@ -8,6 +8,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet -c constraints.t
 PYTEST := $(PY) -m pytest
 ARGS ?=
 SEEDS ?= 200
+SECONDS ?= 60
 MINUTES ?= 10
 # Extra options of pip for the installation of torch, for another build of it.
 TORCH_OPTIONS ?=
@@ -17,7 +18,7 @@ BUILD_NEEDS := scikit-build-core pybind11 grpcio-tools cmake ninja
 ML_NEEDS := torch torchvision pillow safetensors
 
 .DEFAULT_GOAL := help
-.PHONY: help tools venv build ml test test-slow test-net trial demo check lint types bench sim scale chaos native-sanitize clean distclean
+.PHONY: help tools venv build ml test test-slow test-net trial demo check lint types bench sim scale chaos native-sanitize fuzz audit sbom clean distclean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -104,6 +105,19 @@ native-sanitize: $(VENV)/.deps-stamp  ## the C++ tests under thread, address and
 		cmake --build $$tree; \
 		for test in $$tree/native_*; do echo "$$sanitizer: $$test"; $$test $(ARGS); done; \
 	done
+
+fuzz: $(VENV)/.build-stamp  ## hostile input for parsers, machines and shared memory (SECONDS=60 for each target)
+	@.ci/fuzz $(PY) $(SECONDS)
+
+audit: $(VENV)/.build-stamp  ## known vulnerabilities of the pinned versions, where PyPI can be asked
+	@$(PIP) pip-audit
+	@.ci/audit $(PY)
+
+sbom: $(VENV)/.build-stamp  ## what is installed, as CycloneDX, in build/sbom.json
+	@$(PIP) cyclonedx-bom
+	@mkdir -p build
+	@$(VENV)/bin/cyclonedx-py environment $(PY) --output-format JSON --output-file build/sbom.json
+	@echo build/sbom.json
 
 clean:  ## remove what was built; keep .venv
 	@rm -rf build dist miniray/_native*.so miniray/_proto/*_pb2*.py miniray/_proto/*_pb2*.pyi
