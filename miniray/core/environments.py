@@ -89,4 +89,6 @@ def shown(runtime_env: str) -> str:
     fields = parse(runtime_env)
     if fields.get("env_vars"):
         fields["env_vars"] = dict.fromkeys(fields["env_vars"], HIDDEN)
-    return json.dumps(fields, sort_keys=True, separators=(",", ":")) if fields else ""
+    if fields:
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return "{}" if runtime_env else ""
