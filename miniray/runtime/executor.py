@@ -13,6 +13,7 @@ not lose its result.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import pickle
@@ -611,8 +612,12 @@ class Executor(TaskHost):
 
     def system_exit(self, error: SystemExit) -> NoReturn:
         """User code called sys.exit: the process ends, as it would without us."""
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(Exception):    # user code may have closed its streams
+            self.worker.say_last_words()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        with self.worker.lock:
+            self.worker.log.flush()
         reason = f"user code called sys.exit({str(error.code)[:200]})"
         self.worker.raylet.send(wire.ToRaylet(exiting=wire.Exiting(reason=reason)))
         os._exit(error.code if isinstance(error.code, int) else int(error.code is not None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import sys
 import threading
 import time
 
@@ -286,3 +287,14 @@ def test_timeline(tmp_path, wait_until):
     wait_until(lambda: any(event["name"] == "task::on the timeline" for event in ray.timeline()))
     assert ray.timeline(str(tmp_path / "trace.json")) is None
     assert (tmp_path / "trace.json").stat().st_size > 10
+
+
+def test_state_of_tasks_of_a_process_that_left_by_sys_exit():
+    @ray.remote(num_cpus=0, max_retries=0)
+    def leaver():
+        ray.get(square.options(name="child of a leaver").remote(2))
+        sys.exit(1)
+
+    with pytest.raises(ray.exceptions.RayError):
+        ray.get(leaver.remote())
+    assert [one for one, _ in states("child of a leaver")] == ["FINISHED"]
