@@ -20,6 +20,7 @@ from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import worker_pb2 as wire
 from miniray.core.directory import FAILED
 from miniray.exceptions import GetTimeoutError, RaySystemError
+from miniray.runtime import kept_logs
 from miniray.runtime.errors import exception_of
 from miniray.runtime.waiting import Reply
 
@@ -130,8 +131,9 @@ class Control:
     def _raylet_lost(self) -> None:
         """A driver without its raylet: everything unfinished fails, by name."""
         failure = pb.Failure(
-            kind=pb.NODE_DIED, message="this driver's raylet has ended; call miniray.init() again"
-        )
+            kind=pb.NODE_DIED, message=(
+                "this driver's raylet has ended; call miniray.init() again. What it and its workers had "
+                f"logged is in {kept_logs.place_of(self.worker.session_dir)}, unless it was told to end"))
         with self.worker.lock:
             now = time.monotonic()
             for entry in list(self.worker.owner.directory.objects.values()):

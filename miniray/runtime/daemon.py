@@ -204,22 +204,26 @@ def _run(options: NodeOptions, local: bool) -> int:
     directories = [directory] if "://" in options.spill_dir else [directory, options.spill_dir]
     ours, zygote_pid = fork_zygote(directories, options.preload, options.ready_fd)
     trouble = ""
+    code = 1
     try:
         from miniray.runtime.node_daemon import serve_node
 
         forbid_unpickling()
         gc.enable()
         gc.freeze()
-        return serve_node(options, directory, ours, zygote_pid, local=local)
+        code = serve_node(options, directory, ours, zygote_pid, local=local)
     except Exception as error:
         trouble = str(error) or type(error).__name__
         log_failure(error)
-        return 1
     finally:
+        from miniray.runtime import kept_logs
+
         gc.disable()  # see run_head
+        kept_logs.settle(directory, failed=code != 0)
         end_tree(ours, zygote_pid, directories)
         if trouble:     # said when nothing is left: whoever waits may look
             tell_ready(options.ready_fd, {"error": trouble})
+    return code
 
 
 def _redirect_output(path: str) -> None:

@@ -31,7 +31,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from miniray.runtime import agent, boot, session_lock
+from miniray.runtime import agent, boot, kept_logs, session_lock
 from miniray.runtime.fence import Fence
 
 PACKET_LIMIT = 128 * 1024
@@ -72,8 +72,9 @@ def run(sock: socket.socket, directories: list[str], preload: list[str]) -> NoRe
 
 
 def end_everything(directories: list[str]) -> None:
-    """Kill and reap all descendants, then remove the directories."""
+    """Kill and reap all descendants, keep the logs of a raylet that was killed, remove the directories."""
     agent.end_below()
+    kept_logs.keep_unsettled(directories[0])
     for directory in directories:
         session_lock.remove(directory)
 

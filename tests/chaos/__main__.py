@@ -24,7 +24,7 @@ def chaos(seed: int, seconds: float, directory: str) -> list[str]:
     """One run in an empty directory; returns every promise that was broken."""
     problems = []
     watch.mark_processes()
-    os.environ.update(MINIRAY_TMPDIR=directory, XDG_STATE_HOME=f"{directory}/state")
+    os.environ.update(MINIRAY_TMPDIR=directory, XDG_STATE_HOME=f"{directory}.state")
     try:
         with watch.nothing_left(directory, END_WITHIN_S):
             run = Run(directory, seed, lambda line: print(line, flush=True))

@@ -185,7 +185,7 @@ def main() -> int:
     directory = f"{base}/run"
     os.mkdir(directory)
     watch.mark_processes()
-    os.environ.update(MINIRAY_TMPDIR=directory, XDG_STATE_HOME=f"{directory}/state")
+    os.environ.update(MINIRAY_TMPDIR=directory, XDG_STATE_HOME=f"{directory}.state")
     print(f"kill matrix with seed {seed}, logs in {directory}.log", flush=True)
     failed = 0
     for kind in options.kinds:
