@@ -1,15 +1,16 @@
 """Actors that wait for a node: placed by shape, retried when something has changed.
 
-Part of `core.actors`. An actor waits with all others of its *shape* (equal demand and strategy):
-if one of them finds no node, the rest are not tried, and one reason serves them all. A pass runs
-when resources were freed, a node joined or a pause is over (`next_deadline`, `tick`), not on
-every stimulus; with many shapes waiting, passes get rarer. A node that refuses a shape is not
-asked for it again until its next heartbeat. Pure.
+Part of `core.actors`. An actor waits with all others of its *shape* (equal demand, strategy,
+priority and job): if one of them finds no node, the rest are not tried, and one reason serves them
+all. Shapes of higher priority go first, and jobs take turns (`core.turns`). A pass runs when
+resources were freed, a node joined or a pause is over (`next_deadline`, `tick`), not on every
+stimulus; with many shapes waiting, passes get rarer. A node that refuses a shape is not asked for it
+again until its next heartbeat. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from miniray._proto import gcs_pb2 as gcs
@@ -19,6 +20,7 @@ from miniray.core.desk import Desk, short
 from miniray.core.link import AT_ONCE
 from miniray.core.members import Members
 from miniray.core.policy import Choice, choose, is_default
+from miniray.core.turns import Turns
 
 PASS_COST_S = 0.0002
 """The next pass waits this long per waiting shape, half a second at most."""
@@ -28,10 +30,16 @@ PASS_COST_S = 0.0002
 class _Waiting:
     """All actors of one shape that wait, and why."""
 
+    priority: int
+    job_id: bytes
     actors: dict[bytes, ActorRecord] = field(default_factory=dict)
     choice: Choice | None = None
     avoid: dict[bytes, None] = field(default_factory=dict)
     """Nodes that refused since their last heartbeat."""
+
+
+_Attempts = tuple[_Waiting, Iterator[ActorRecord]]
+"""A shape, and its actors that have not been tried in this pass."""
 
 
 class ActorQueue:
@@ -56,12 +64,16 @@ class ActorQueue:
         self._dirty = False
         self._next_pass = 0.0
         self._turn = 0
+        """SPREAD choices made so far."""
+        self._turns: Turns[_Attempts] = Turns(lambda one: (one[0].priority, one[0].job_id))
 
     # ---- who waits
 
     def enqueue(self, record: ActorRecord) -> None:
         """The actor needs a node, not before `record.not_before`."""
-        waiting = self._shapes.setdefault(record.shape, _Waiting())
+        waiting = self._shapes.setdefault(
+            record.shape, _Waiting(record.info.spec.priority, record.job_id)
+        )
         waiting.actors[record.id] = record
         if record.not_before:
             self._pauses[record.id] = record.not_before
@@ -127,19 +139,25 @@ class ActorQueue:
             del self._pauses[actor_id]
         shapes = list(self._shapes.values())
         self._next_pass = now + min(0.5, PASS_COST_S * len(shapes)) if len(shapes) > 20 else 0.0
-        for waiting in shapes:
-            for record in list(waiting.actors.values()):
-                if record.not_before > now:
-                    continue
-                choice = self._choose(record, waiting)
-                if choice.node_id is not None:
-                    self._assign(now, record, choice.node_id)
-                elif choice.hopeless and not self._is_awaited(record):
-                    self.dequeue(record)
-                    self._on_hopeless(now, record, choice.reason)
-                else:
-                    self._explain_all(waiting, choice)
-                    break
+        attempts = [(waiting, iter(list(waiting.actors.values()))) for waiting in shapes]
+        self._turns.serve(attempts, lambda one: self._place_next(now, *one))
+
+    def _place_next(self, now: float, waiting: _Waiting, rest: Iterator[ActorRecord]) -> bool:
+        """Place the next actor of a shape that may start. False: there is none, or no room for it."""
+        for record in rest:
+            if record.not_before > now or record.id not in waiting.actors:
+                continue
+            choice = self._choose(record, waiting)
+            if choice.node_id is not None:
+                self._assign(now, record, choice.node_id)
+            elif choice.hopeless and not self._is_awaited(record):
+                self.dequeue(record)
+                self._on_hopeless(now, record, choice.reason)
+            else:
+                self._explain_all(waiting, choice)
+                return False
+            return True
+        return False
 
     def _choose(self, record: ActorRecord, waiting: _Waiting) -> Choice:
         strategy = record.info.spec.creation_class.strategy

@@ -41,8 +41,11 @@ class ActorRecord:
         self.demand: Resources = demand_of(creation)
         self.keep: Resources = demand_of(creation, res.demand_from_map(info.spec.lifetime_resources))
         """What it holds once its constructor has run."""
-        # equal shapes find a node, or none, together
-        shape = pb.SchedulingClass(resources=creation.resources, strategy=creation.strategy)
+        # equal shapes find a node, or none, together; those of a job take turns with other jobs'
+        shape = pb.SchedulingClass(
+            resources=creation.resources, strategy=creation.strategy, priority=info.spec.priority,
+            job_id=self.job_id,
+        )  # fmt: skip
         self.shape: bytes = shape.SerializeToString(deterministic=True)
         self.node_id = b""
         """Where it runs or is being created; b"" while it waits and when it is dead."""

@@ -16,7 +16,7 @@ committed and those of an unsaved attempt returned (`node_registered`). Each try
 answers to older ones are ignored. Between a node and the GCS messages keep their order, so RETURN always
 follows its PREPARE.
 
-A group is waited for in order of creation, but one that does not fit holds nobody back. Removed
+Groups wait by priority, jobs taking turns; one that does not fit holds nobody back. Removed
 groups are remembered up to `REMOVED_KEPT`. Pure; part of `Head`.
 """
 
@@ -34,6 +34,7 @@ from miniray.core.link import AT_ONCE
 from miniray.core.members import Members
 from miniray.core.pubsub import PubSub
 from miniray.core.resources import Resources
+from miniray.core.turns import Turns
 
 TABLE = "group"
 
@@ -63,6 +64,7 @@ class Placement:
         self._by_actor: dict[bytes, dict[bytes, None]] = {}
         """Groups by the actor that made them."""
         self._waiting: dict[bytes, None] = {}
+        self._turns: Turns[Group] = Turns(lambda group: (group.info.priority, group.info.creator_job_id))
         self._avoided: dict[bytes, None] = {}
         """Nodes that some waiting group avoids."""
         self._dirty = False
@@ -237,11 +239,13 @@ class Placement:
         count = len(self._waiting)
         self._next_pass = now + min(0.5, PASS_COST_S * count) if count > 20 else 0.0
         failed: dict[bytes, Plan] = {}
-        for pg_id in list(self._waiting):
-            self._plan(now, self._groups[pg_id], failed)
+        waiting = [self._groups[pg_id] for pg_id in self._waiting]
+        self._turns.serve(waiting, lambda group: self._plan(now, group, failed))
 
-    def _plan(self, now: float, group: Group, failed: dict[bytes, Plan]) -> None:
-        """Find places and prepare them; `failed`: shapes that found none in this pass."""
+    def _plan(self, now: float, group: Group, failed: dict[bytes, Plan]) -> bool:
+        """Find places and prepare them; `failed`: shapes that found none in this pass. False: it waits."""
+        if group.id not in self._waiting:
+            return False  # it has been served
         is_fresh = not group.avoid and not group.settled()
         plan = failed.get(group.shape) if is_fresh else None
         if plan is None:
@@ -252,7 +256,7 @@ class Placement:
             if group.info.pending_reason != plan.reason:
                 group.info.pending_reason = plan.reason
                 self._publish(group)
-            return
+            return False
         del self._waiting[group.id]
         group.attempt += 1
         group.planned = plan.nodes
@@ -262,6 +266,7 @@ class Placement:
         step = _STEP.PREPARE if len(nodes) > 1 else _STEP.GRANT
         for node_id, indices in nodes.items():
             group.awaited[node_id] = self._request(group, node_id, step, indices, group.demand(indices))
+        return True
 
     def _places(self, group: Group) -> Plan:
         """A plan among the few nodes that matter; among all where that fails, for the reason."""

@@ -157,6 +157,7 @@ def placement_group(
     _soft_target_node_id: str | None = None,
     bundle_label_selector: list[dict[str, str]] | None = None,
     topology_strategy: dict[str, str] | None = None,
+    priority: int = 0,
 ) -> PlacementGroup:
     """Reserve bundles of resources; returns at once.
 
@@ -168,6 +169,7 @@ def placement_group(
         lifetime: None: it goes with its creator; "detached": it stays until it is removed.
         bundle_label_selector: Labels that each bundle's node must have, one selector per bundle.
         topology_strategy: ``{"ray.io/node-id": strategy}``, another way to say `strategy`.
+        priority: Higher ones are placed first. Not in Ray.
 
     Raises:
         ValueError: for bundles or strategies that cannot be.
@@ -190,6 +192,7 @@ def placement_group(
         namespace=worker.namespace,
         strategy=chosen,
         detached=lifetime == "detached",
+        priority=priority,
         creator_job_id=worker.job_id,
         creator_actor_id=context.actor_id if context is not None else b"",
     )
