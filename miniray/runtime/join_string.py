@@ -11,7 +11,6 @@ handed on like a password, and `miniray token rotate` makes it worthless. Standa
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 PREFIX = "mr1_"
@@ -83,6 +82,8 @@ def _is_hex(text: str) -> bool:
 
 
 def _checksum(body: bytes) -> bytes:
+    import hashlib  # which loads OpenSSL: `init` knows this module without needing it
+
     return hashlib.sha256(b"miniray join string" + body).digest()[:_CHECKSUM_BYTES]
 
 
