@@ -18,7 +18,7 @@ BUILD_NEEDS := scikit-build-core pybind11 grpcio-tools cmake ninja
 ML_NEEDS := torch torchvision pillow safetensors
 
 .DEFAULT_GOAL := help
-.PHONY: help tools venv build ml test test-slow test-net trial demo check lint types bench sim scale chaos native-sanitize fuzz audit sbom clean distclean
+.PHONY: help tools venv build ml test test-slow test-net trial demo check lint types bench bench-gan sim scale chaos native-sanitize fuzz audit sbom clean distclean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -87,6 +87,9 @@ check: lint types test  ## everything that CI runs
 
 bench: $(VENV)/.build-stamp  ## figures for this machine, and whether they are as good as the recorded ones
 	@$(VENV)/bin/miniray microbenchmark --baseline .ci/baseline.jsonl $(ARGS)
+
+bench-gan: $(VENV)/.build-stamp $(VENV)/.ml-stamp  ## a training's images/s beside plain torchrun (ARGS='--workers 4 --width 64')
+	@$(PY) -m ml.gan.bench $(ARGS)
 
 sim: $(VENV)/.build-stamp  ## the cluster's real code under simulated faults (SEEDS=150, SEED=7 for one)
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)

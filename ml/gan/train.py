@@ -274,6 +274,10 @@ def _scores(options: argparse.Namespace, images: data.ImageSet, resumed: State |
 def _outputs(options: argparse.Namespace, config: TrainConfig, gpus: int) -> Outputs:
     from ml.gan.trainer import Outputs
 
+    if options.min_workers > config.workers:
+        raise UsageError(f"--min-workers {options.min_workers} of --workers {config.workers}")
+    if options.max_failures < -1:
+        raise UsageError(f"--max-failures {options.max_failures}: zero or more, or -1 for any number")
     resources = {"CPU": 1.0}
     if config.device == "cuda":  # whole GPUs where they suffice, else equal parts that pack onto them
         resources["GPU"] = 1.0 / math.ceil(config.workers / gpus)
