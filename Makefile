@@ -18,7 +18,7 @@ BUILD_NEEDS := scikit-build-core pybind11 grpcio-tools cmake ninja
 ML_NEEDS := torch torchvision pillow safetensors
 
 .DEFAULT_GOAL := help
-.PHONY: help tools venv build ml test test-slow test-net trial demo check lint types bench bench-gan sim scale chaos native-sanitize fuzz audit sbom clean distclean
+.PHONY: help tools venv locked build ml test test-slow test-net trial demo check lint types bench bench-gan sim scale chaos native-sanitize fuzz audit sbom clean distclean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -56,6 +56,11 @@ $(VENV)/.ml-stamp: $(VENV)/.deps-stamp
 	@touch $@
 
 venv: $(VENV)/.deps-stamp  ## the virtual environment with the build tools
+
+locked: $(VENV)/.venv-stamp  ## exactly the files whose hashes are in .ci/lock-*, where this interpreter has such a list
+	@lock=.ci/lock-$$($(PY) -c 'import platform, sys; print("cp%d%d-%s" % (*sys.version_info[:2], platform.machine()))').txt; \
+	if [ -f $$lock ]; then $(PY) -m pip --disable-pip-version-check install --quiet --require-hashes --no-deps -r $$lock; \
+	else echo "no $$lock: versions are held by constraints.txt, not by hashes"; fi
 
 build: $(VENV)/.build-stamp  ## compile, and install into .venv (editable, pinned)
 	@$(PY) -m compileall -q -j 0 miniray  # also where PYTHONDONTWRITEBYTECODE is set
