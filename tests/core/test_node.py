@@ -10,7 +10,15 @@ from rig import JOB, NODE, PEER, UNIT, Rig, node_info, resource_map, scheduling_
 from miniray._proto import common_pb2 as common
 from miniray._proto import gcs_pb2, raylet_pb2, worker_pb2
 from miniray.core.contract import HEAD
-from miniray.core.node_effects import CloseFd, ConnectWorkers, DropClient, ForgetPeer, StopNode, ToClient
+from miniray.core.node_effects import (
+    CloseFd,
+    ConnectWorkers,
+    DeleteObjects,
+    DropClient,
+    ForgetPeer,
+    StopNode,
+    ToClient,
+)
 
 ACTOR = b"a" * 12 + JOB
 GROUP = b"g" * 14 + JOB
@@ -658,3 +666,25 @@ def test_heartbeats_tell_the_stores_room_as_it_is() -> None:
     beat = rig.to(HEAD, "heartbeat")[-1]
     assert beat.available.amounts["object_store_memory"] == 700 * UNIT
     assert beat.total.amounts["object_store_memory"] == 1000 * UNIT
+
+
+def test_ids_that_are_none_free_nothing_and_are_not_held() -> None:
+    rig = Rig()
+    driver = rig.driver()
+    rig.peer()
+    rig.take(DeleteObjects)
+    rig.from_peer(free_objects=worker_pb2.FreeObjects(object_ids=[b"short", b"x" * 82, b"o" * 28]))
+    assert [effect.object_ids for effect in rig.take(DeleteObjects)] == [[b"o" * 28]]
+    rig.say(driver, object_sealed=worker_pb2.ObjectSealed(object_id=b"short", size=5))
+    assert b"short" not in rig.node.memory.held
+    rig.say(driver, pull=worker_pb2.PullRequest(request_id=9, object_id=b"short"))
+    (reply,) = rig.messages(driver, "pull")
+    assert "an object's id has 28 bytes, not 5" in reply.failure.message
+
+
+def test_a_peer_that_answers_for_a_stranger_is_not_listened_to() -> None:
+    rig = Rig()
+    rig.peer()
+    rig.from_peer(watch=worker_pb2.WatchWorker(address=common.Address(node_id=NODE, worker_id=b"s" * 28)))
+    rig.node.relay.listen_from(b"s" * 28, PEER)
+    rig.node.check()

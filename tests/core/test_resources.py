@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from miniray._proto.common_pb2 import ResourceMap
 from miniray.core import resources as res
 from miniray.core.resources import UNIT, NodeResources
 
@@ -188,3 +189,8 @@ def test_an_open_demand_leaves_the_gpu_bundle_to_those_who_need_it() -> None:
     trainer = node.acquire(res.bundle_demand(demand(CPU=1, GPU=1), GROUP, -1))
     assert trainer is not None and res.bundle_of(trainer.amounts) == res.group_name("bundle", GROUP, 0)
     node.check()
+
+
+def test_a_demand_of_less_than_nothing_is_none() -> None:
+    message = ResourceMap(amounts={"CPU": -10_000, "GPU": 0, "memory": 10_000})
+    assert res.demand_from_map(message) == {"memory": 10_000}

@@ -205,3 +205,12 @@ def test_arguments_too_large_for_a_frame_become_an_object() -> None:
     assert fields[1] & frames.IN_STORE and len(frame) < 300
     args, _ = arguments.decode(frame, fields[1], lambda slot, raw=False: stored[0].pack() if raw else None)
     assert args[0] == b"x" * 200_000
+
+
+@pytest.mark.parametrize("unpack", [frames.unpack_slot, frames.unpack_result])
+@pytest.mark.parametrize("state", [INLINE, STORED])
+def test_a_frame_that_claims_four_billion_records_is_refused(unpack: Any, state: int) -> None:
+    frame = frames.SLOT.pack(state, 2**32 - 1, 0, 0) + bytes(200)
+    if unpack is frames.unpack_result or state == STORED:
+        with pytest.raises(ValueError, match="claims 4294967295 records"):
+            unpack(frame, 0)
