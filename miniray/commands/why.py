@@ -23,7 +23,7 @@ def why(id_or_name: str, catalogue: bool, address: str | None) -> None:
     """Say in one sentence how the thing with this ID is, and the chain of reasons behind it.
 
     ID is hex as `miniray list` prints it, the beginning of one, or a name: of an actor, an actor class, a
-    placement group, a node, or of a function or method whose tasks have not ended.
+    placement group, a node, or of a function or method: what has not ended or has failed comes first.
     """
     if catalogue:
         from miniray.core import situations
@@ -52,7 +52,7 @@ def find(request: Request, text: str) -> bytes:
     if len(key) in (4, 16, 18, 24, 28):
         return key
     names: dict[bytes, str] = {}
-    for one, *called in [*known(request), *unfinished(request, text)]:
+    for one, *called in [*known(request), *unfinished(request, text), *ended(request)]:
         if text in called or one.hex().startswith(text.lower()):
             names.setdefault(one, called[0])
     if len(names) > 1:
@@ -82,11 +82,18 @@ def known(request: Request) -> list[Any]:
 
     actors = request("actor_list", gcs_pb2.ActorList(all_namespaces=True)).actors.actors
     groups = request("group_lookup", gcs_pb2.GroupLookup()).groups.groups
-    tasks = request("task_query", gcs_pb2.TaskQuery(limit=10_000)).tasks.tasks
     nodes = request("node_list", gcs_pb2.NodeList()).nodes.nodes
     return [
         *((actor.spec.actor_id, actor.spec.name, actor.spec.class_name) for actor in actors),
         *((group.placement_group_id, group.name) for group in groups),
         *((node.node_id, node.node_name) for node in nodes),
-        *((task.task_id, "") for task in tasks),
     ]
+
+
+def ended(request: Request) -> list[Any]:
+    """(id, name, method) of tasks that have ended: the failed ones first, and the latest of each first."""
+    from miniray._proto import gcs_pb2
+
+    tasks = request("task_query", gcs_pb2.TaskQuery(limit=10_000)).tasks.tasks
+    latest = sorted(tasks, key=lambda task: (task.state != "FAILED", -task.ended_at))
+    return [(task.task_id, task.name, task.name.rpartition(".")[2]) for task in latest]

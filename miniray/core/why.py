@@ -150,7 +150,7 @@ def holders(entry: ObjectEntry) -> list[str]:
     return links
 
 
-def _ready_links(entry: ObjectEntry) -> tuple[str, list[str]]:
+def _ready_links(owner: Owner, entry: ObjectEntry) -> tuple[str, list[str]]:
     size = f"{entry.size} bytes"
     if entry.state == STORED:
         nodes = ", ".join(node.hex()[:12] for node in entry.locations) or "no node"
@@ -158,12 +158,8 @@ def _ready_links(entry: ObjectEntry) -> tuple[str, list[str]]:
     if entry.state == INLINE:
         return f"is ready: {size} in its owner's memory", holders(entry)
     if entry.state == FAILED:
-        return "is an error", [text for text in (_text(entry.value),) if text]
+        return "is an error", [text for text in (owner.words_of(entry.value),) if text]
     return f"is {STATE_NAMES[entry.state]}", []
-
-
-def _text(error: object) -> str:
-    return str(getattr(error, "message", "") or "")
 
 
 # ---- answers
@@ -187,7 +183,7 @@ def _object(owner: Owner, now: float, key: bytes) -> gcs.Explanation:
         found.sentence = f"object {key.hex()} is owned by worker {_short(entry.owner)}"
         found.chain.extend(holders(entry))
     elif entry.ready:
-        state, links = _ready_links(entry)
+        state, links = _ready_links(owner, entry)
         found.sentence = f"object {key.hex()} {state}"
         found.chain.extend(links)
     else:
@@ -210,7 +206,7 @@ def _task(owner: Owner, now: float, key: bytes) -> gcs.Explanation:
         outcome = "was cancelled" if record.state == CANCELLED else "has finished"
         failed = record.error is not None or any(entry.state == FAILED for entry in record.returns)
         found.sentence = f"{name} {'failed' if failed and record.state != CANCELLED else outcome}"
-        found.chain.extend(text for text in (_text(record.error),) if text)
+        found.chain.extend(text for text in (owner.words_of(record.error),) if text)
     else:
         entry = next(iter(record.returns), None)
         found.sentence = f"{name} has not ended: it was submitted {now - record.submitted_at:.1f} s ago"

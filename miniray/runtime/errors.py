@@ -191,6 +191,17 @@ def described(error: Any) -> str:
     return f"{pb.ErrorKind.Name(kind)}: {error.message[-DESCRIBED:]}"
 
 
+def words_of(error: bytes | Failure | FailedArgument | None) -> str:
+    """An entry's error in a line: "KeyError: 'x'"; nothing is unpickled for it."""
+    if isinstance(error, FailedArgument):
+        return f"its argument {error.object_id.hex()} failed: {words_of(error.cause)}"
+    if isinstance(error, (bytes, memoryview)):
+        (length,) = _LENGTH.unpack_from(error)
+        text = bytes(memoryview(error)[4 : 4 + length]).decode("utf-8", "replace")
+        return next((line for line in reversed(text.splitlines()) if line.strip()), "")
+    return error.message if error is not None else ""
+
+
 def raised(error: BaseException) -> BaseException:
     """What `get` raises for a stored error: a task error also as the user's own type."""
     return error.as_instanceof_cause() if isinstance(error, exceptions.RayTaskError) else error

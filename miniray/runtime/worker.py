@@ -58,6 +58,7 @@ from miniray.runtime.errors import (
     not_rebuilt,
     raised,
     unpack_exception,
+    words_of,
 )  # fmt: skip
 from miniray.runtime.packed import REF_BYTES, Serialized
 from miniray.runtime.peers import Peers
@@ -127,6 +128,7 @@ class CoreWorker:
         self.owner.lineage.argument_bytes = arguments.size_of
         self.owner.argument_failed = FailedArgument
         self.owner.cancelled_error = cancellation.error
+        self.owner.words_of = words_of
         self._records = _native.RecordMaker(self.owner.directory.objects, ObjectEntry, TaskRecord, ObjectRef)
         self.peers = Peers(self)
         self.departures = Departures(self)

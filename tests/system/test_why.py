@@ -97,6 +97,16 @@ def test_what_is_dead_or_done_names_its_end(ray: Any) -> None:
     says(good.task_id().hex(), "task fine", "has finished")
 
 
+def test_a_function_that_failed_is_found_by_its_name(ray: Any) -> None:
+    @ray.remote(max_retries=0)
+    def falls_over() -> None:
+        raise KeyError("no such column")
+
+    with pytest.raises(KeyError):
+        ray.get(falls_over.remote())
+    eventually(lambda: "no such column" in command("falls_over").stdout, "it is found, with what it raised")
+
+
 def test_ids_that_nobody_knows_are_said_to_be_unknown(ray: Any) -> None:
     asked = command("ff" * 28)
     assert asked.returncode == 1 and "nothing is known of this id" in asked.stdout
