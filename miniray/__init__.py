@@ -60,6 +60,7 @@ _HOME = {
     "get_actor": "api",
     "get_gpu_ids": "api",
     "get_runtime_context": "runtime_context",
+    "LoggingConfig": "logging_config",
     "init": "session",
     "is_initialized": "api",
     "kill": "api",

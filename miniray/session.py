@@ -77,6 +77,7 @@ def init(
         namespace: Where this job's named actors live; an anonymous one by default.
         runtime_env: Environment of this job's tasks and actors.
         log_to_driver: Show what workers print.
+        logging_config: A `LoggingConfig` for this process and the job's workers.
         local_mode: Run tasks and actors in this process, at the call, for debugging.
         preload: Modules that workers find imported already.
         kwargs: Ray's private options (`_system_config`, …) are accepted and without effect;
@@ -110,6 +111,8 @@ def init(
         if namespace is not None:
             api.check_namespace(namespace)
         job, packages = driver_job.describe(namespace, runtime_env, job_config)
+        if logging_config is not None:
+            job["logging"] = logging_config.to_json()
         _exit_on_sigterm()
         given = [name for name, value in offered.items() if value is not None]
         where = addresses.resolve(address, given)
@@ -119,7 +122,12 @@ def init(
             else addresses.find(where, given)
         )  # fmt: skip
         log = config.get("log_to_driver") if log_to_driver is None else log_to_driver
-        return _connect(node, {**job, "local_mode": local_mode}, packages, log)
+        context = _connect(node, {**job, "local_mode": local_mode}, packages, log)
+        if logging_config is not None:
+            from miniray.logging_config import install
+
+            install(api.connected_worker(), logging_config.to_json())
+        return context
 
 
 _ACCEPTED = frozenset({"object_spilling_directory", "dashboard_agent_listen_port", "storage"})
@@ -284,6 +292,9 @@ def shutdown(_exiting_interpreter: bool = False) -> None:
             values = sys.modules.get("miniray.runtime.values")
             if values is not None:
                 values.forget_kept()
+            logs = sys.modules.get("miniray.logging_config")
+            if logs is not None:
+                logs.remove()
 
 
 def _end_daemon() -> None:

@@ -63,6 +63,7 @@ class Jobs:
             sys_path=request.sys_path,
             aliases=request.aliases,
             actors_outlive=request.actors_outlive,
+            logging=request.logging,
             started_at=self._desk.wall(now),
         )
         self.running[job_id] = info

@@ -24,6 +24,7 @@ def connect_driver(
     aliases: Sequence[str] = (),
     metadata: dict[str, str] | None = None,
     actors_outlive: bool = False,
+    logging: str = "",
     log_to_driver: bool = True,
     local_mode: bool = False,
 ) -> CoreWorker:
@@ -35,7 +36,7 @@ def connect_driver(
     job = gcs.JobStart(
         entrypoint=entrypoint, namespace=namespace, runtime_env=runtime_env, metadata=metadata or {},
         sys_path=list(sys_path), aliases=list(aliases), driver_pid=os.getpid(),
-        actors_outlive=actors_outlive,
+        actors_outlive=actors_outlive, logging=logging,
     )  # fmt: skip
     info, fd = client.register(wire.Register(token=token, is_driver=True, job=job))
     if info.failure.kind or fd < 0:

@@ -218,6 +218,10 @@ class Executor(TaskHost):
                 sys.path.insert(self.import_after, path)
         for name in job.aliases:
             aliases.adopt(name)
+        if job.logging:
+            from miniray import logging_config
+
+            logging_config.install(self.worker, job.logging)
 
     def leased(self, terms: bytes) -> None:
         """The owner of the next tasks tells what they hold."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -304,3 +305,49 @@ def test_a_jobs_actors_are_detached_when_its_configuration_says_so():
             ray.get(goes.ready.remote())
             time.sleep(0.01)
     assert ray.get(stays.ready.remote())
+
+
+LOGGED = """
+    import logging, sys
+    import miniray as ray
+    config = ray.LoggingConfig(encoding=sys.argv[1], log_level="INFO", additional_log_standard_attrs=["name"])
+    ray.init(num_cpus=1, logging_config=config)
+    logging.getLogger("here").info("of the driver %d", 1)
+
+    @ray.remote
+    def task():
+        logging.getLogger("there").debug("unheard")
+        try:
+            [][0]
+        except IndexError:
+            logging.getLogger("there").exception("of the task")
+        return ray.get_runtime_context().get_task_id()
+
+    print(ray.get(task.remote()))
+    ray.shutdown()
+    logging.getLogger("here").warning("afterwards")
+"""
+
+
+def test_records_are_json_and_say_where_they_were_written():
+    done = run_driver(LOGGED, "JSON")
+    lines = [line[line.index("{") :] for line in done.stderr.splitlines() if "{" in line]
+    driver, task = (json.loads(line) for line in lines)
+    assert (driver["message"], driver["levelname"], driver["name"]) == ("of the driver 1", "INFO", "here")
+    assert (task["message"], task["task_name"]) == ("of the task", "task")
+    assert task["task_id"] == done.stdout.strip()
+    assert "IndexError" in task["exc_text"]
+    assert driver["job_id"] == task["job_id"] and driver["worker_id"] != task["worker_id"]
+
+
+def test_records_are_text_with_a_traceback_below():
+    done = run_driver(LOGGED, "TEXT")
+    [line] = [line for line in done.stderr.splitlines() if "of the task" in line]
+    assert f"task_id={done.stdout.strip()}" in line and "name=there" in line
+    assert "IndexError" in done.stderr and "unheard" not in done.stderr
+
+
+def test_a_logging_configuration_that_makes_no_sense_is_refused():
+    for wrong in ({"encoding": "XML"}, {"log_level": "LOUD"}, {"additional_log_standard_attrs": ["mood"]}):
+        with pytest.raises(ValueError):
+            ray.LoggingConfig(**wrong)
