@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ASKED_FROM_S = 1.0
 """A `get` with a timeout of at least this asks other processes, too, why it has nothing to return."""
-ASK_S = 0.5
+ASK_S = 5.0
 
 BLOCKED_AFTER_S = 0.002
 """A task that waits longer than this gives its CPU back and its queue away."""

@@ -1,6 +1,6 @@
 r"""A task asks for more than the bundle it is bound to.
 
-names: resource request {'CPU': 2.0} cannot fit into any bundles
+names: resource request \{'CPU': 2(\.0)?\} cannot fit into any bundles
 """
 
 import miniray as ray
