@@ -40,12 +40,12 @@ def _asked(address: str | None) -> str | None:
 def _of_join_string(text: str) -> str:
     """The address in a join string that holds. AuthenticationError when it was revoked."""
     joined = join_string.parse(text)
-    for session in sessions.living():
-        if session.address == joined.address and session.token() != joined.token:
-            raise exceptions.AuthenticationError(
-                f"the join string for {joined.address} does not hold (any more): its token was replaced. "
-                "`miniray token show` on the head's machine prints the one that does"
-            )
+    here = [session.token() for session in sessions.living() if session.address == joined.address]
+    if here and joined.token not in here:
+        raise exceptions.AuthenticationError(
+            f"the join string for {joined.address} does not hold (any more): its token was replaced. "
+            "`miniray token show` on the head's machine prints the one that does"
+        )
     return joined.address
 
 

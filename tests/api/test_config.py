@@ -7,8 +7,8 @@ import pytest
 from miniray import config
 
 
-def test_there_are_fewer_than_forty():
-    assert len(config.KNOBS) < 40
+def test_there_are_fewer_than_fifty():
+    assert len(config.KNOBS) < 50
 
 
 def test_environment_names_are_unique():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import types
 import zipfile
@@ -279,12 +280,13 @@ def test_an_installers_last_words_are_in_the_error(session, tmp_path):
     assert "[Node " in str(failure.value)
 
 
-def test_a_setup_that_takes_too_long_is_given_up(session, tmp_path):
+def test_a_setup_that_takes_too_long_is_given_up(session):
     session()
-    os.mkfifo(tmp_path / "never.zip")  # nobody will ever write into it
-    env = {"working_dir": f"file://{tmp_path}/never.zip", "config": {"setup_timeout_seconds": 1}}
-    with pytest.raises(ray.exceptions.RuntimeEnvSetupError, match="setup_timeout_seconds=1"):
-        ray.get(look.options(runtime_env=env).remote(), timeout=60)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never answers
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}/never.zip"
+        env = {"working_dir": uri, "config": {"setup_timeout_seconds": 1}}
+        with pytest.raises(ray.exceptions.RuntimeEnvSetupError, match="setup_timeout_seconds=1"):
+            ray.get(look.options(runtime_env=env).remote(), timeout=60)
 
 
 def test_py_executable_runs_the_workers(session, tmp_path):

@@ -54,7 +54,7 @@ def test_equality_and_hash_are_by_id() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="28 bytes"):
+    with pytest.raises(ValueError, match="length 28"):
         Ref(b"short", None, None)
     with pytest.raises(TypeError):
         Ref()  # type: ignore[call-arg]

@@ -63,10 +63,11 @@ def test_a_head_that_is_started_again_is_the_same_cluster(tmp_path: Path) -> Non
     storage = str(tmp_path / "tables")
     cluster = Encrypted(storage=storage)
     try:
-        cluster.add_node()
+        known = Path(cluster.add_node()["session_dir"], "token")
         old = cluster.join_string
         token = asyncio.run(rpc.rotate_token(old.address, access_of(cluster))).token
         cluster.token = token
+        until(lambda: known.read_text() == token)
         os.kill(cluster.head["pid"], signal.SIGKILL)
         port = int(cluster.address.rpartition(":")[2])
         for given in ("", old.token):  # the environment of a service still has the token that was revoked
