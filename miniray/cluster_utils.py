@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from miniray import api, session
+from miniray.runtime import agent
 
 cluster_not_supported = False
 """Ray's name for "not on this platform"."""
@@ -249,9 +250,8 @@ def _alive(pid: int) -> bool:
 
 def _end(pid: int, graceful: bool) -> None:
     """End a daemon and wait until it is gone: two SIGTERMs (the second cuts draining short) or SIGKILL."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
+    fd = agent.pidfd(pid)
+    if fd is None:
         return
     try:
         if graceful:

@@ -48,7 +48,7 @@ def pidfd(pid: int) -> int | None:
     """A descriptor that becomes readable when `pid` ends; None when it has ended already."""
     try:
         return os.pidfd_open(pid)
-    except ProcessLookupError:
+    except (ProcessLookupError, FileNotFoundError):  # gone; the second from sandboxed kernels
         return None
 
 

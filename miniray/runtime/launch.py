@@ -45,9 +45,10 @@ class LocalSession:
         """Tell the daemon to end and wait until it has; kills it after `within_s`."""
         import select
 
-        try:
-            fd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
+        from miniray.runtime import agent
+
+        fd = agent.pidfd(self.pid)
+        if fd is None:
             return
         try:
             os.kill(self.pid, 15)
