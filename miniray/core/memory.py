@@ -12,6 +12,9 @@ A request larger than the store is refused at once. A spilled object stays the n
 served to other nodes from the file and restored for local readers as a secondary copy, so that
 evicting it again costs nothing.
 
+Python frees a cycle only when its collector runs, and a cycle of garbage may hold references to large
+objects. So from `GARBAGE_FROM` of the store on clients are asked to run it, as Ray does, now and then.
+
 Pure; runs inside `core.node.Node`. Limits: above `SPILL_FROM` of the store spilling starts
 unasked; room is granted, not reserved: a client that loses a race asks again.
 """
@@ -41,6 +44,9 @@ from miniray.core.relay import Relay
 
 MIB = 1 << 20
 SPILL_FROM = 0.8
+GARBAGE_FROM = 0.7
+"""From this share of the store on, clients are asked to find references in cycles of garbage."""
+GARBAGE_EVERY_S = 10.0
 SPILL_BATCH_BYTES = 100 << 20
 SPILL_BATCH_OBJECTS = 2000
 ROOM_WAIT_S = 10.0
@@ -118,6 +124,8 @@ class Memory:
     next_batch: int = 1
     surveying: bool = False
     retry_at: float | None = None
+    garbage_after: float = 0.0
+    """Nobody is asked to collect garbage before this time."""
 
     # ---- knowledge ----
 
@@ -223,6 +231,13 @@ class Memory:
         """The periodic look at the store: start spilling ahead of need."""
         if used > SPILL_FROM * self.capacity and not self.spilling and not self.disk_full:
             self._survey()
+
+    def garbage_due(self, now: float, used: int) -> bool:
+        """Is it time to have every client collect its garbage? Then not again for a while."""
+        due = used > GARBAGE_FROM * self.capacity and now >= self.garbage_after
+        if due:
+            self.garbage_after = now + GARBAGE_EVERY_S
+        return due
 
     def _survey(self) -> None:
         if not self.surveying:

@@ -342,9 +342,12 @@ class Node:
         """Answer to `SurveyStore`."""
         self.memory.store_surveyed(now, survey)
 
-    def store_used(self, used: int) -> None:
+    def store_used(self, now: float, used: int) -> None:
         """How many bytes of the store are taken, from time to time: heartbeats tell."""
         self.store_bytes_used = used
+        if self.memory.garbage_due(now, used):
+            for worker_id in self.pool.workers:
+                self.out.append(to_client(worker_id, collect_garbage=worker_pb2.CollectGarbage()))
         self.memory.usage_seen(used)
 
     def memory_measured(self, now: float, used: int, total: int, limit: float,

@@ -228,6 +228,11 @@ class Control:
 
         answering.inquired(self.worker, message)
 
+    def _collect_garbage(self, message: wire.CollectGarbage) -> None:
+        from miniray.runtime import garbage
+
+        garbage.collect_soon()
+
     def _location(self, message: wire.LocationUpdate) -> None:
         with self.worker.lock:
             if message.removed:
@@ -252,4 +257,5 @@ _MESSAGES: dict[str | None, Callable[[Control, Any], None]] = {
     "location": Control._location,
     "census": Control._census,
     "inquiry": Control._inquiry,
+    "collect_garbage": Control._collect_garbage,
 }

@@ -73,7 +73,7 @@ class Upkeep:
             self._warm(min(2 * grown, PREFAULT_MAX_BYTES))
         elif now - self._idle_since > IDLE_BEFORE_PUNCH_S and warm > 2 * KEEP_WARM_BYTES:
             self._store.punch(KEEP_WARM_BYTES)
-        self._node.store_used(used)
+        self._node.store_used(now, used)
         if self._node.out:
             self._turn()
 

@@ -10,6 +10,7 @@ from rig import JOB, NODE, PEER, UNIT, Rig, node_info, resource_map, scheduling_
 from miniray._proto import common_pb2 as common
 from miniray._proto import gcs_pb2, raylet_pb2, worker_pb2
 from miniray.core.contract import HEAD
+from miniray.core.memory import GARBAGE_EVERY_S
 from miniray.core.node_effects import (
     CloseFd,
     ConnectWorkers,
@@ -661,11 +662,27 @@ def test_an_actor_keeps_its_cpu_while_it_waits() -> None:
 
 def test_heartbeats_tell_the_stores_room_as_it_is() -> None:
     rig = Rig(CPU=1, object_store_memory=1000)
-    rig.node.store_used(300)
+    rig.node.store_used(rig.now, 300)
     rig.advance(2.0)
     beat = rig.to(HEAD, "heartbeat")[-1]
     assert beat.available.amounts["object_store_memory"] == 700 * UNIT
     assert beat.total.amounts["object_store_memory"] == 1000 * UNIT
+
+
+def test_clients_of_a_store_that_fills_are_asked_to_collect_garbage_now_and_then() -> None:
+    rig = Rig(CPU=1, store_bytes=1000)
+    driver = rig.driver()
+    rig.take(ToClient)
+
+    def asked(used: int) -> int:
+        rig.node.store_used(rig.now, used)
+        rig.settle()
+        said = [one for one in rig.take(ToClient) if one.worker_id == driver]
+        return sum(one.message.WhichOneof("body") == "collect_garbage" for one in said)
+
+    assert [asked(700), asked(710), asked(900)] == [0, 1, 0]
+    rig.advance(GARBAGE_EVERY_S)
+    assert [asked(600), asked(900)] == [0, 1]
 
 
 def test_ids_that_are_none_free_nothing_and_are_not_held() -> None:
