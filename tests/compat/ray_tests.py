@@ -7,8 +7,12 @@ LINEAGE = "it switches lineage off in Ray's private system configuration, which 
 CONNECTION = "it closes the TCP connections between two processes; here those of one node have none"
 CLIENT = "it asks a private module whether Ray Client is in use; there is no client here"
 
-ALL_AT_ONCE = "when the first of 30 actors is known to have left, all are to be listed as dead; that is seen too soon"
-QUICK_CALLS = "10,000 calls are to take longer than the second after which the actor leaves; here they may not"
+ALL_AT_ONCE = (
+    "when the first of 30 actors is known to have left, all are to be listed as dead; that is seen too soon"
+)
+QUICK_CALLS = (
+    "10,000 calls are to take longer than the second after which the actor leaves; here they may not"
+)
 BARE_ID = "a reference made from the bare id of another job's object fails at once here; Ray waits for ever"
 
 FAILING: dict[str, dict[str, str]] = {
@@ -92,8 +96,8 @@ FAILING: dict[str, dict[str, str]] = {
     },
     "test_unavailable_actors": {
         "test_actor_restart":
-            "a call is made while the actor restarts for the last time, and is ActorUnavailableError; the test "
-            "relies on Ray having given up by then",
+            "a call is made while the actor restarts for the last time, and is ActorUnavailableError; the "
+            "test relies on Ray having given up by then",
         "test_actor_unavailable_conn_broken[actor]": CONNECTION,
         "test_actor_unavailable_conn_broken[task]": CONNECTION,
         "test_actor_unavailable_conn_broken[driver]": CONNECTION,
