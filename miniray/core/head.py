@@ -209,7 +209,7 @@ class Head:
         job_id = self.jobs.of_driver(message.address.worker_id) if message.is_driver else None
         if now < self.started_at + REUNION_S:
             self.early_failures[message.address.worker_id] = message
-        self.pubsub.published("worker", message.address.worker_id, worker=message)
+        self.pubsub.gathered(now, "worker", message.address.worker_id, worker=message)
         self.actors.worker_failed(now, message)
         if job_id is not None:
             self.end_job(now, job_id, failed=not message.intended)
@@ -283,7 +283,7 @@ class Head:
     def next_deadline(self) -> float | None:
         """When `tick` is due."""
         due = None
-        for part in (self.members, self.actors.queue, self.placement):
+        for part in (self.members, self.actors.queue, self.placement, self.pubsub):
             time = part.next_deadline()
             if time is not None and (due is None or time < due):
                 due = time
@@ -295,6 +295,7 @@ class Head:
             self._node_died(now, node_id, reason)
         self.placement.tick(now)
         self.actors.queue.tick(now)
+        self.pubsub.tick(now)
 
     def check(self) -> None:
         """Assert every invariant of every part."""

@@ -205,6 +205,9 @@ class Node:
             self.bridge.reply_arrived(now, message.reply)
         elif kind == "publication":
             self._published(now, message.publication)
+        elif kind == "publications":
+            for publication in gcs_pb2.Publications.FromString(message.publications).publications:
+                self._published(now, publication)
         elif kind == "view":
             self._view_arrived(now, message.view)
         elif kind == "create_actor":

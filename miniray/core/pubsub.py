@@ -10,6 +10,11 @@ Channels come in two kinds:
 - *data* ("log", "error", anything else): every publication counts, `PENDING_DATA` are kept.
 What exceeds the limits is dropped and the subscriber gets `resync`: it must ask for the state.
 
+News that every node gets and that may come by the hundred (the ends of workers) is *gathered*: the
+first goes out with the `tick` of its own turn, what follows within `GATHER_S` as one message for all
+readers, encoded once. A subscription on the channel sends what has gathered first, so who joins
+later gets only what is published later.
+
 A subscriber is *held* while its link is down or has too much queued; the shell says so through
 `Head.node_congested`. Pure; part of `Head`.
 """
@@ -17,6 +22,7 @@ A subscriber is *held* while its link is down or has too much queued; the shell 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +36,12 @@ PENDING_STATES = 10_000
 
 PENDING_DATA = 1_000
 """Data publications kept for one held subscriber, per channel."""
+
+GATHER_S = 0.05
+"""Messages of one gathering channel are at least so far apart."""
+
+GATHER_LIMIT = 500
+"""Publications in one message; more go out before their time."""
 
 _EPOCH_SHIFT = 40
 
@@ -45,6 +57,14 @@ class _Held:
     overflowed: bool = False
 
 
+@dataclass(slots=True)
+class _Gathered:
+    """What a gathering channel will tell next, and when."""
+
+    due_at: float = 0.0
+    waiting: list[gcs.Publication] = field(default_factory=list)
+
+
 class PubSub:
     """Who subscribes to what, and what slow ones still have to get."""
 
@@ -55,12 +75,14 @@ class PubSub:
         self._subscribers: dict[Topic, dict[bytes, None]] = {}
         self._topics: dict[bytes, dict[Topic, None]] = {}
         self._held: dict[bytes, dict[str, _Held]] = {}
+        self._gathered: dict[str, _Gathered] = {}
 
     def subscribed(self, node_id: bytes, channel: str, key: bytes, cursor: int) -> None:
         """The node wants the topic; `cursor` is the last it has seen, 0 if none.
 
         On a data channel, publications missed meanwhile are gone: it is told to resync.
         """
+        self._send_gathered(channel)
         topic = (channel, key)
         self._subscribers.setdefault(topic, {})[node_id] = None
         self._topics.setdefault(node_id, {})[topic] = None
@@ -69,7 +91,10 @@ class PubSub:
 
     def unsubscribed(self, node_id: bytes, channel: str, key: bytes) -> None:
         """The node does not want the topic any more."""
-        topic = (channel, key)
+        self._send_gathered(channel)
+        self._drop(node_id, (channel, key))
+
+    def _drop(self, node_id: bytes, topic: Topic) -> None:
         self._topics.get(node_id, {}).pop(topic, None)
         subscribers = self._subscribers.get(topic)
         if subscribers is not None:
@@ -79,27 +104,79 @@ class PubSub:
 
     def node_gone(self, node_id: bytes) -> None:
         """Forget a subscriber that never returns."""
-        for channel, key in list(self._topics.get(node_id, ())):
-            self.unsubscribed(node_id, channel, key)
+        for topic in list(self._topics.get(node_id, ())):
+            self._drop(node_id, topic)
         self._topics.pop(node_id, None)
         self._held.pop(node_id, None)
 
     def published(self, channel: str, key: bytes, **body: Any) -> None:
         """Tell everybody who wants `key` of `channel`; `body` is one field of Publication."""
-        cursor = self._cursors.get(channel, self._first_cursor) + 1
-        self._cursors[channel] = cursor
-        wide = self._subscribers.get((channel, b""))
-        narrow = self._subscribers.get((channel, key)) if key else None
-        if not wide and not narrow:
-            return
-        publication = gcs.Publication(channel=channel, key=key, cursor=cursor, **body)
-        for node_id in dict.fromkeys((*(wide or ()), *(narrow or ()))):
-            self._send(node_id, publication)
+        wide, narrow = self._readers(channel, key)
+        publication = self._next(channel, key, wide or narrow, body)
+        if publication is not None:
+            for node_id in (*wide, *narrow):
+                self._send(node_id, publication)
+
+    def _next(
+        self, channel: str, key: bytes, readers: Collection[bytes], body: dict[str, Any]
+    ) -> gcs.Publication | None:
+        """The publication with the channel's next cursor, if anybody reads it."""
+        cursor = self._cursors[channel] = self._cursors.get(channel, self._first_cursor) + 1
+        return gcs.Publication(channel=channel, key=key, cursor=cursor, **body) if readers else None
+
+    def _readers(self, channel: str, key: bytes) -> tuple[Collection[bytes], Collection[bytes]]:
+        """Who wants all of the channel, and who besides them wants the key."""
+        wide = self._subscribers.get((channel, b""), {})
+        narrow = self._subscribers.get((channel, key), {}) if key else {}
+        return wide, [node_id for node_id in narrow if node_id not in wide]
 
     def current(self, node_id: bytes, channel: str, key: bytes, **body: Any) -> None:
         """Tell one new subscriber the present state of one key."""
         cursor = self._cursors.get(channel, self._first_cursor)
         self._send(node_id, gcs.Publication(channel=channel, key=key, cursor=cursor, **body))
+
+    # ---- news for everybody
+
+    def gathered(self, now: float, channel: str, key: bytes, **body: Any) -> None:
+        """Like `published`, with the next `tick`, and together with what comes shortly after another."""
+        wide, narrow = self._readers(channel, key)
+        publication = self._next(channel, key, wide or narrow, body)
+        if publication is None:
+            return
+        gathered = self._gathered.setdefault(channel, _Gathered())
+        if not gathered.waiting:
+            gathered.due_at = max(now, gathered.due_at)
+        gathered.waiting.append(publication)
+        if len(gathered.waiting) >= GATHER_LIMIT:
+            self._send_gathered(channel)
+
+    def next_deadline(self) -> float | None:
+        """When `tick` is due."""
+        return min((g.due_at for g in self._gathered.values() if g.waiting), default=None)
+
+    def tick(self, now: float) -> None:
+        """Time has reached `now`: what has gathered long enough goes out."""
+        for channel, gathered in self._gathered.items():
+            if gathered.waiting and now >= gathered.due_at:
+                self._send_gathered(channel)
+                gathered.due_at = now + GATHER_S
+
+    def _send_gathered(self, channel: str) -> None:
+        """Everything to those who want all of the channel, single ones to those who want one key."""
+        gathered = self._gathered.get(channel)
+        if gathered is None or not gathered.waiting:
+            return
+        waiting, gathered.waiting = gathered.waiting, []
+        for publication in waiting:
+            for node_id in self._readers(channel, publication.key)[1]:
+                self._send(node_id, publication)
+        message = _together(waiting)
+        for node_id in self._subscribers.get((channel, b""), ()):
+            if node_id not in self._held:
+                self._desk.send(node_id, message)
+                continue
+            for publication in waiting:
+                self._send(node_id, publication)
 
     # ---- slow subscribers
 
@@ -146,6 +223,7 @@ class PubSub:
         for held in self._held.values():
             for kept in held.values():
                 assert len(kept.states) <= PENDING_STATES and len(kept.data) <= PENDING_DATA
+        assert all(len(gathered.waiting) < GATHER_LIMIT for gathered in self._gathered.values())
 
     def dump(self) -> dict[str, Any]:
         """Counts by channel."""
@@ -153,3 +231,11 @@ class PubSub:
         for (channel, _), nodes in self._subscribers.items():
             counts[channel] = counts.get(channel, 0) + len(nodes)
         return {"subscriptions": counts, "held": [node.hex()[:12] for node in self._held]}
+
+
+def _together(publications: list[gcs.Publication]) -> gcs.NodeMessage:
+    """One message for many readers."""
+    if len(publications) == 1:
+        return gcs.NodeMessage(publication=publications[0])
+    packed = gcs.Publications(publications=publications).SerializeToString()
+    return gcs.NodeMessage(publications=packed)

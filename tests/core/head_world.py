@@ -150,7 +150,7 @@ class World:
 
     def news(self, node: int, channel: str) -> list[gcs.Publication]:
         """Publications of one channel since the last call."""
-        inbox = self.inbox.get(node, [])
+        inbox = [single for message in self.inbox.get(node, []) for single in one_by_one(message)]
         found = [m.publication for m in inbox if m.publication.channel == channel]
         self.inbox[node] = [m for m in inbox if m.publication.channel != channel]
         return found
@@ -236,3 +236,11 @@ class World:
 
     def state(self, actor_id: bytes) -> str:
         return pb.ActorState.Name(self.actor(actor_id).state)
+
+
+def one_by_one(message: gcs.NodeMessage) -> list[gcs.NodeMessage]:
+    """The publications of one message as messages of their own; any other message as it is."""
+    if message.WhichOneof("body") != "publications":
+        return [message]
+    together = gcs.Publications.FromString(message.publications)
+    return [gcs.NodeMessage(publication=publication) for publication in together.publications]

@@ -531,6 +531,20 @@ def test_one_subscription_serves_all_clients_and_late_ones_get_the_present_state
     assert [s.unsubscribe for s in unsubscribed] == [True]
 
 
+def test_publications_that_come_together_reach_clients_one_by_one() -> None:
+    rig = Rig()
+    client = rig.driver()
+    subscribe = gcs_pb2.Subscribe(channel="worker")
+    rig.say(client, control=gcs_pb2.ControlRequest(request_id=1, subscribe=subscribe))
+    ends = [
+        gcs_pb2.Publication(channel="worker", key=bytes([number]) * 28, cursor=number,
+                            worker=gcs_pb2.WorkerFailed(job_id=bytes([number])))
+        for number in (1, 2, 3)
+    ]  # fmt: skip
+    rig.head(publications=gcs_pb2.Publications(publications=ends).SerializeToString())
+    assert rig.messages(client, "publication") == ends
+
+
 def test_heartbeats_come_on_time_and_soon_after_a_change() -> None:
     rig = Rig(CPU=2)
     driver = rig.driver()

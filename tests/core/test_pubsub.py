@@ -6,7 +6,8 @@ import pytest
 
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core import pubsub
-from tests.core.head_world import World, node_id
+from miniray.core.contract import Send
+from tests.core.head_world import World, address, node_id, worker_id
 
 
 @pytest.fixture
@@ -127,3 +128,121 @@ def test_worker_deaths_are_published(world: World) -> None:
     world.fail_worker(1, 77)
     (news,) = world.news(2, "worker")
     assert news.worker.failure.message == "killed by SIGKILL"
+
+
+# ---- news for everybody, gathered
+
+
+def deaths(world: World, node: int = 2) -> list[int]:
+    """The workers whose ends the node has heard of since the last call, in order."""
+    return [p.key[0] - 100 for p in world.news(node, "worker")]
+
+
+def messages(world: World, node: int = 2) -> list[str]:
+    """The kinds of the messages that carried publications, none taken."""
+    kinds = [m.WhichOneof("body") or "" for m in world.inbox.get(node, [])]
+    return [kind for kind in kinds if kind.startswith("publication")]
+
+
+def test_a_single_death_is_told_at_once(world: World) -> None:
+    subscribe(world, "worker")
+    for worker in (50, 51):
+        before = world.now
+        world.fail_worker(1, worker)
+        assert world.now == before and messages(world) == ["publication"] and deaths(world) == [worker]
+        world.sleep(pubsub.GATHER_S)
+        assert deaths(world) == [], "once"
+
+
+def test_many_deaths_are_one_message_in_order(world: World) -> None:
+    subscribe(world, "worker")
+    subscribe(world, "worker", node=1)
+    for worker in range(50, 80):
+        world.fail_worker(1, worker)
+    assert deaths(world) == [50], "the others gather"
+    world.sleep(pubsub.GATHER_S)
+    assert messages(world) == ["publications"] and messages(world, node=1) == ["publication", "publications"]
+    news = world.news(2, "worker")
+    assert [p.key[0] - 100 for p in news] == list(range(51, 80))
+    assert [p.cursor for p in news] == sorted({p.cursor for p in news})
+    assert all(p.worker.failure.message == "killed by SIGKILL" for p in news)
+    assert deaths(world, node=1) == list(range(50, 80)) and world.head.pubsub.next_deadline() is None
+
+
+def test_deaths_of_one_turn_go_together_and_are_encoded_once(world: World) -> None:
+    world.join(3, CPU=4)
+    for node in (2, 3):
+        subscribe(world, "worker", node=node)
+    for worker in (50, 51):
+        failed = gcs.WorkerFailed(address=address(1, worker))
+        world.head.node_message(world.now, node_id(1), gcs.NodeMessage(worker_failed=failed))
+    world.head.tick(world.now)
+    sent = [effect.message for effect in world.head.out if isinstance(effect, Send)]
+    assert len(sent) == 2 and sent[0] is sent[1], "one message for both readers"
+    world.settle()
+    assert deaths(world) == deaths(world, node=3) == [50, 51]
+
+
+def test_a_late_subscriber_hears_each_death_once(world: World) -> None:
+    subscribe(world, "worker", node=1)
+    for worker in (50, 51):
+        world.fail_worker(1, worker)
+    subscribe(world, "worker")
+    world.fail_worker(1, 52)
+    world.sleep(1)
+    assert deaths(world, node=1) == [50, 51, 52]
+    assert deaths(world) == [50, 51, 52], "the first two as the present state, for the head is young"
+
+
+def test_who_leaves_gets_what_was_published_before(world: World) -> None:
+    for node in (1, 2):
+        subscribe(world, "worker", node=node)
+    for worker in (50, 51):
+        world.fail_worker(1, worker)
+    world.ask(node=2, subscribe=gcs.Subscribe(channel="worker", unsubscribe=True))
+    world.fail_worker(1, 52)
+    world.sleep(1)
+    assert deaths(world) == [50, 51] and deaths(world, node=1) == [50, 51, 52]
+
+
+def test_a_reader_of_one_worker_hears_only_of_that_one(world: World) -> None:
+    subscribe(world, "worker", worker_id(52))
+    subscribe(world, "worker", node=1)
+    subscribe(world, "worker", worker_id(52), node=1)
+    for worker in range(50, 55):
+        world.fail_worker(1, worker)
+    world.sleep(1)
+    assert deaths(world) == [52] and deaths(world, node=1) == list(range(50, 55))
+
+
+def test_a_slow_reader_gets_what_gathered_when_it_can_take_it(world: World) -> None:
+    subscribe(world, "worker")
+    world.fail_worker(1, 50)
+    world.fail_worker(1, 51)
+    world.head.node_congested(world.now, node_id(2), True)
+    world.fail_worker(1, 52)
+    world.sleep(1)
+    assert deaths(world) == [50]
+    world.head.node_congested(world.now, node_id(2), False)
+    world.settle()
+    assert deaths(world) == [51, 52]
+
+
+def test_a_dead_node_does_not_get_what_gathered(world: World) -> None:
+    for node in (1, 2):
+        subscribe(world, "worker", node=node)
+    for worker in (50, 51):
+        world.fail_worker(1, worker)
+    world.say(2, leaving=gcs.NodeLeaving(reason="it was drained"))
+    world.sleep(1)
+    assert deaths(world) == [50] and deaths(world, node=1) == [50, 51]
+
+
+def test_more_than_fit_one_message_do_not_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pubsub, "GATHER_LIMIT", 3)
+    subscribe(world, "worker")
+    for worker in range(50, 55):
+        world.fail_worker(1, worker)
+    assert deaths(world) == [50, 51, 52, 53]
+    world.sleep(1)
+    assert deaths(world) == [54]
