@@ -259,6 +259,7 @@ class Run:
         self._starter.shutdown()
         for driver in self.drivers:
             agent.signal_process(driver.process.pid, signal.SIGKILL)
+            driver.process.stdin = None  # it may be closed already
             driver.process.communicate()
         self.cluster.close()
         self._log.close()

@@ -70,10 +70,6 @@ FAILING: dict[str, dict[str, str]] = {
         "test_placement_group_scheduling_warning": "our warning does not point into Ray's documentation",
         "test_placement_group_invalid_resource_request": CLIENT,
     },
-    "test_placement_group_4": {
-        "test_remove_placement_group_worker_startup_slowly":
-            "it slows workers down by a plugin of runtime environments, an interface that is not here",
-    },
     "test_ray_init": {
         "test_ray_init_credentials_with_client": "it starts the server of Ray Client, which is not here",
     },
