@@ -37,6 +37,8 @@ class Control:
         self.worker = worker
         self._replies: dict[int, Reply] = {}
         self._next_request = 0
+        self.loss: pb.Failure | None = None
+        """Why a driver has no raylet any more; what is begun after that fails, too."""
         self._subscriptions: dict[tuple[str, bytes], list[Callable[[Any], None]]] = {}
         self._thread = threading.Thread(target=self._read, name="miniray-io", daemon=True)
 
@@ -135,15 +137,19 @@ class Control:
                 "this driver's raylet has ended; call miniray.init() again. What it and its workers had "
                 f"logged is in {kept_logs.place_of(self.worker.session_dir)}, unless it was told to end"))
         with self.worker.lock:
-            now = time.monotonic()
-            for entry in list(self.worker.owner.directory.objects.values()):
-                if not entry.ready:
-                    self.worker.owner.complete(now, entry, FAILED, failure)
-            for client in self.worker.owner.calls.clients.values():
-                client.state = "DEAD"
-                client.failure = client.failure or failure
+            self.loss = failure
+            self.fail_unfinished(time.monotonic())
             self.worker.drain()
         self.worker.pump.wake()
+
+    def fail_unfinished(self, now: float) -> None:
+        """The raylet is lost: what has no value by now will have none. Under the lock."""
+        for entry in list(self.worker.owner.directory.objects.values()):
+            if not entry.ready:
+                self.worker.owner.complete(now, entry, FAILED, self.loss)
+        for client in self.worker.owner.calls.clients.values():
+            client.state = "DEAD"
+            client.failure = client.failure or self.loss
 
     def _answered(self, number: int, answer: Any) -> None:
         with self.worker.lock:

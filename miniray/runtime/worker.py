@@ -547,6 +547,8 @@ class CoreWorker:
             self.owner.tick(now)
             self.departures.tick(now)
             self.log.tick(now)
+            if self.control.loss is not None:
+                self.control.fail_unfinished(now)
             self.drain()
             due = self.owner.next_deadline()
         if self.executor is not None:
