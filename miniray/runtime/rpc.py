@@ -49,6 +49,9 @@ if TYPE_CHECKING:
 PROTOCOL_VERSION = 2
 """Raised when daemons of different versions could not understand one another."""
 
+STATUS_WITHIN_S = 1.0
+"""How long a stream that has broken is asked for its reason."""
+
 MAX_MESSAGE_BYTES = 512 << 20
 CALL_S = 120.0
 """The GCS answers a single call within this, or not at all."""
@@ -139,11 +142,21 @@ class _ClientStream:
         try:
             await self._call.write(packet)
         except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
-            raise StreamEnded(f"the stream to {self._address} is broken: {error}") from None
+            raise await self._cut(error) from None
 
     def cancel(self) -> None:
         """See `Stream`."""
         self._call.cancel()
+
+    async def _cut(self, error: Exception) -> StreamEnded:
+        """A write found the stream at its end, and does not know why; the call does."""
+        try:
+            status = grpc.aio.AioRpcError(
+                await asyncio.wait_for(self._call.code(), STATUS_WITHIN_S), grpc.aio.Metadata(),
+                grpc.aio.Metadata(), details=await self._call.details())
+        except (asyncio.TimeoutError, asyncio.CancelledError):
+            return StreamEnded(f"the stream to {self._address} is broken: {error}")
+        return await self._ended(status)
 
     async def _ended(self, error: grpc.aio.AioRpcError | None) -> StreamEnded:
         await self._channel.close()

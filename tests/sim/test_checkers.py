@@ -58,7 +58,8 @@ def test_leases_that_are_never_given_back_are_seen(monkeypatch: pytest.MonkeyPat
 
 def test_a_lost_reply_is_seen_as_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Owner, "remote_gone", lambda self, *args, **kwargs: None)
-    assert "after the last fault" in fails(seed=3)
+    found = fails(seed=3)  # somebody waits for ever, or at least is never told to let go
+    assert "after the last fault" in found or "there is left" in found
 
 
 def test_resources_that_do_not_add_up_are_seen() -> None:

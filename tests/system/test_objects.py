@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from typing import Any
 
@@ -398,25 +397,3 @@ def test_what_is_remembered_to_rebuild_objects_has_a_limit(ray: Any) -> None:
     finally:
         with worker.lock:
             lineage.limit_bytes = usual
-
-
-def test_references_in_cycles_of_garbage_are_found_when_the_store_fills() -> None:
-    import miniray as ray
-
-    with ray.init(num_cpus=1, object_store_memory=100 * MB, address="local"):
-        before = used(ray)
-
-        @ray.remote(num_cpus=0)
-        class Knot:
-            def __init__(self) -> None:
-                gc.disable()  # as in a process that makes too little garbage for the collector to run
-
-            def tie(self) -> None:
-                loop: list[Any] = [ray.put(np.zeros(10 * MB, np.uint8))]
-                loop.append(loop)
-
-        knot = Knot.remote()
-        for _ in range(8):
-            ray.get(knot.tie.remote())
-        assert used(ray) >= 75 * MB, "nothing else frees them"
-        eventually(lambda: used(ray) <= before + MB, "the collector has found the cycles", 30)
