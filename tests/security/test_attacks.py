@@ -77,7 +77,7 @@ class Cluster:
         return [psutil.Process(one["pid"]) for one in (self.made.head, *self.made.nodes)]
 
 
-@pytest.fixture(scope="module", params=["plain", "encrypted"])
+@pytest.fixture(scope="module", params=[pytest.param("plain", marks=pytest.mark.slow), "encrypted"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     made: Any = Plain() if request.param == "plain" else Encrypted(token=TOKEN)
     try:
