@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 from typing import Any
 
-from miniray import config, exceptions, outside
-from miniray.runtime import join_string, sessions
+from miniray import config, exceptions
+from miniray.runtime import sessions
+
+OUTSIDE_SCHEMES = ("miniray://", "ray://")
 
 
 def resolve(address: str | None, given: list[str]) -> str | None:
@@ -20,6 +22,11 @@ def resolve(address: str | None, given: list[str]) -> str | None:
     return where
 
 
+def is_outside(where: str | None) -> bool:
+    """True for an address that is reached through the head's port alone (`outside`)."""
+    return where is not None and where.startswith(OUTSIDE_SCHEMES)
+
+
 def _asked(address: str | None) -> str | None:
     if address in (None, "auto"):
         address = config.get("address") or address
@@ -27,9 +34,11 @@ def _asked(address: str | None) -> str | None:
         return None
     if not isinstance(address, str):
         raise TypeError(f"address must be a string, got {type(address)}")
+    from miniray.runtime import join_string
+
     if join_string.looks_like_one(address):
         return _of_join_string(address)
-    if "://" in address and not outside.is_outside(address):
+    if "://" in address and not is_outside(address):
         raise ValueError(
             f"address {address!r}: 'auto' or HOST:PORT attach to a cluster with a node on this machine, "
             "miniray://HOST:PORT to any other."
@@ -39,6 +48,8 @@ def _asked(address: str | None) -> str | None:
 
 def _of_join_string(text: str) -> str:
     """The address in a join string that holds. AuthenticationError when it was revoked."""
+    from miniray.runtime import join_string
+
     joined = join_string.parse(text)
     here = [session.token() for session in sessions.living() if session.address == joined.address]
     if here and joined.token not in here:

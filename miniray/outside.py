@@ -13,13 +13,6 @@ import os
 from miniray import config
 from miniray.runtime.launch import Launch, LocalSession
 
-SCHEMES = ("miniray://", "ray://")
-
-
-def is_outside(where: str | None) -> bool:
-    """Whether an address asks for this."""
-    return where is not None and where.startswith(SCHEMES)
-
 
 def start(where: str) -> LocalSession:
     """Start this driver's node. ConnectionError says why the cluster cannot be joined."""

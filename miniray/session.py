@@ -101,7 +101,7 @@ def init(
     with _lock, Launch("local") as launch:
         if _is_foreseeable(address):
             launch.start()
-        from miniray import addresses, api, config, driver_job, outside
+        from miniray import addresses, api, config, driver_job
 
         if api.is_initialized():
             return _again(ignore_reinit_error)
@@ -118,7 +118,7 @@ def init(
         where = addresses.resolve(address, given)
         node = (
             _start(launch, offered, kwargs, preload) if where is None
-            else _join_from_outside(where) if outside.is_outside(where)
+            else _join_from_outside(where) if addresses.is_outside(where)
             else addresses.find(where, given)
         )  # fmt: skip
         log = config.get("log_to_driver") if log_to_driver is None else log_to_driver

@@ -20,7 +20,6 @@ from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import worker_pb2 as wire
 from miniray.core.directory import FAILED
 from miniray.exceptions import GetTimeoutError, RaySystemError
-from miniray.runtime import kept_logs
 from miniray.runtime.errors import exception_of
 from miniray.runtime.waiting import Reply
 
@@ -132,6 +131,8 @@ class Control:
 
     def _raylet_lost(self) -> None:
         """A driver without its raylet: everything unfinished fails, by name."""
+        from miniray.runtime import kept_logs
+
         failure = pb.Failure(
             kind=pb.NODE_DIED, message=(
                 "this driver's raylet has ended; call miniray.init() again. What it and its workers had "

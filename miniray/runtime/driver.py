@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import worker_pb2 as wire
-from miniray.runtime import sites
 from miniray.runtime.interrupts import Interrupts
 from miniray.runtime.raylet_client import RayletClient
 from miniray.runtime.worker import CoreWorker, set_current
@@ -49,7 +48,6 @@ def connect_driver(
         kind = LocalWorker
     worker = kind(client, info, fd, is_driver=True)
     set_current(worker)
-    sites.install(worker)
     worker.start()
     interrupts = Interrupts(worker)
     interrupts.install()

@@ -9,13 +9,13 @@ Any thread; no state.
 
 from __future__ import annotations
 
-import os
 import struct
 import traceback
 from typing import TYPE_CHECKING, Any
 
 from miniray import exceptions
 from miniray.core.ids import NO_ACTOR, actor_of_task, task_of_object
+from miniray.runtime.own_code import is_machinery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 MAX_TEXT = 64 * 1024
 """Bytes of traceback text kept; the middle of a longer one is cut."""
 
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_INTERNAL_DIRS = frozenset(os.path.join(_PACKAGE, name) for name in ("", "runtime", "core", "_proto"))
-_INTERNAL = frozenset(os.path.normpath(path) for path in _INTERNAL_DIRS)
 _LENGTH = struct.Struct("<I")
 
 CHAIN_SHOWN = 16
@@ -39,16 +36,12 @@ CHAIN_SHOWN = 16
 DEPENDENCY_NOTE = "  At least one of the input arguments for this task could not be computed:"
 
 
-def _is_internal(frame: traceback.FrameSummary) -> bool:
-    return os.path.dirname(frame.filename) in _INTERNAL
-
-
 def _strip(error: traceback.TracebackException, seen: set[int]) -> None:
     """Drop the engine's frames from an error and all that is chained to it."""
     if id(error) in seen:
         return
     seen.add(id(error))
-    kept = [frame for frame in error.stack if not _is_internal(frame)]
+    kept = [frame for frame in error.stack if not is_machinery(frame.filename)]
     error.stack = traceback.StackSummary.from_list(kept)
     for chained in (error.__cause__, error.__context__, *(getattr(error, "exceptions", None) or ())):
         if chained is not None:

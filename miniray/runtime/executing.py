@@ -13,19 +13,18 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from miniray.core.directory import ObjectEntry
 from miniray.runtime import awaiting, frames, local_objects
 from miniray.runtime.executor import Executor
+from miniray.runtime.own_code import is_package, place
 from miniray.runtime.task_context import TaskContext
 
 if TYPE_CHECKING:
     from miniray.runtime.worker import CoreWorker
 
-PACKAGE = str(Path(__file__).resolve().parent.parent)
 ROOM = "room in the object store"
 
 
@@ -102,14 +101,9 @@ def _seen(frame: FrameType, context: TaskContext) -> Doing:
     found = Doing(context)
     for one in _walk(frame):
         _note_wait(found, one)
-        if not found.line and not one.f_code.co_filename.startswith(PACKAGE):
+        if not found.line and not is_package(one.f_code.co_filename):
             found.line = place(one)
     return found
-
-
-def place(frame: FrameType) -> str:
-    """A frame in words."""
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 def _note_wait(found: Doing, frame: FrameType) -> None:
@@ -135,7 +129,7 @@ def _coroutines(executor: Executor) -> Iterator[Doing]:
         step = call.task.get_coro()
         while step is not None:
             frame = getattr(step, "cr_frame", None) or getattr(step, "ag_frame", None)
-            if frame is not None and not frame.f_code.co_filename.startswith(PACKAGE):
+            if frame is not None and not is_package(frame.f_code.co_filename):
                 line = place(frame)
             step = getattr(step, "cr_await", None) or getattr(step, "ag_await", None)
         awaited = getattr(getattr(call.task, "_fut_waiter", None), "object_id", None)

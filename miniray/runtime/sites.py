@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miniray import config
+from miniray.runtime import own_code
 
 if TYPE_CHECKING:
     from miniray.runtime.worker import CoreWorker
 
 SITES_KEPT = 200_000
-PACKAGE = str(Path(__file__).resolve().parent.parent)
 
 
 class Sites:
@@ -43,9 +41,7 @@ class Sites:
 
 
 def install(worker: CoreWorker) -> None:
-    """Record from now on, if that was asked for."""
-    if not config.get("record_ref_creation_sites"):
-        return
+    """Record from now on."""
     recorded = Sites()
     worker.sites = recorded
 
@@ -74,6 +70,6 @@ def of(worker: CoreWorker, oid: bytes) -> list[str]:
 def _line() -> str:
     """The innermost line that is not miniray's."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+    while frame.f_back is not None and own_code.is_package(frame.f_code.co_filename):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+    return own_code.place(frame)

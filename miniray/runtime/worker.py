@@ -168,6 +168,10 @@ class CoreWorker:
 
     def start(self) -> None:
         """Start the threads."""
+        if config.get("record_ref_creation_sites"):
+            from miniray.runtime import sites
+
+            sites.install(self)
         self.control.start()
         self.pump.start()
 

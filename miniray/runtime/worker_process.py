@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from miniray._proto import worker_pb2 as wire
-from miniray.runtime import output, sites
+from miniray.runtime import output
 from miniray.runtime.executor import Executor
 from miniray.runtime.worker import CoreWorker
 
@@ -37,7 +37,6 @@ def run_worker(spec: dict[str, Any]) -> None:
         core.executor.hook = setup_hook.of(spec["runtime_env"])
     if core.job_id:
         core.executor.adopt(info.job)
-    sites.install(core)
     core.start()
     try:
         core.executor.run()
