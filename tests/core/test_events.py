@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import timeit
+import sys
+from collections.abc import Callable
 
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core import events, ids
@@ -103,9 +104,26 @@ def test_the_total_is_bounded_over_all_jobs() -> None:
     store.check()
 
 
-def test_packing_and_accepting_stay_far_below_fifty_microseconds() -> None:
-    rows = row(1) * 100
-    message = batch(rows)
+def calls_of(work: Callable[[], object]) -> int:
+    """Python and C functions that are called: what a step costs, whatever else the machine does."""
+    made = 0
+
+    def seen(_frame: object, event: str, _arg: object) -> None:
+        nonlocal made
+        made += event in ("call", "c_call")
+
+    sys.setprofile(seen)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return made
+
+
+def test_packing_and_accepting_cost_few_steps() -> None:
+    row(1)
+    assert calls_of(lambda: row(1)) <= 20
     store = events.EventStore()
-    assert min(timeit.repeat(lambda: row(1), number=2000, repeat=3)) / 2000 < 20e-6
-    assert min(timeit.repeat(lambda: store.arrived(message), number=200, repeat=3)) / 200 / 100 < 10e-6
+    message = batch(row(1) * 100)
+    store.arrived(message)
+    assert calls_of(lambda: store.arrived(message)) <= 20, "however many rows the batch has"
