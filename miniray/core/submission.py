@@ -317,8 +317,12 @@ class Submission:
         if cost > WINDOW_US:
             wanted = queued
         else:
-            # Only leases that will soon have room count: one that is held up may wait for this very queue.
-            serving = sum(r.load_us <= WINDOW_US and not r.reclaimed for r in lane.leases.values())
+            # Only leases that will soon have room count. One that is held up may wait for this very queue;
+            # that is known only of one with a second task, which would be bounced.
+            serving = sum(
+                r.load_us <= WINDOW_US and not r.reclaimed and len(r.inflight) > 1
+                for r in lane.leases.values()
+            )
             if serving and queued * cost < WINDOW_US:
                 return
             wanted = int(queued * cost / WINDOW_US) + 1 - serving

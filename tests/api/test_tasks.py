@@ -57,6 +57,24 @@ def test_nested_references_stay_references():
     assert get(take.remote([add.remote(1), add.remote(2)])) == [2, 3]
 
 
+def test_a_task_that_waits_for_a_later_one_of_its_kind_is_not_waited_for(tmp_path):
+    """Tasks of one or two milliseconds travel alone, and the next need not wait for the first."""
+
+    @ray.remote
+    def step(path=None):
+        time.sleep(0.0012)
+        while path is not None and not path.exists():
+            time.sleep(0.005)
+
+    for _ in range(20):
+        get(step.remote())
+    first = step.remote(tmp_path / "there")
+    time.sleep(0.05)
+    get(step.remote())
+    (tmp_path / "there").touch()
+    get(first)
+
+
 def test_captured_references_live():
     ref = ray.put(41)
 

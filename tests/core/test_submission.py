@@ -230,6 +230,17 @@ def test_nothing_joins_a_worker_that_is_held_up() -> None:
     assert rig.effects() == ["push behind to w2"]
 
 
+def test_a_task_does_not_wait_behind_one_alone_that_may_wait_for_it() -> None:
+    """Nothing is bounced by a worker that has one task: nobody would hear that it is held up."""
+    rig = Rig()
+    rig.template("f", cost_us=WINDOW_US * 0.75)
+    rig.submit("waits")
+    rig.grant(1, W1)
+    rig.effects()
+    rig.submit("is waited for")
+    assert rig.effects() == ["want lease 2 for cpu"]
+
+
 def test_a_worker_that_was_held_up_takes_work_again_after_its_reply() -> None:
     rig = Rig()
     rig.template("f", cost_us=10.0)
