@@ -18,7 +18,7 @@ BUILD_NEEDS := scikit-build-core pybind11 grpcio-tools cmake ninja
 ML_NEEDS := torch torchvision pillow safetensors
 
 .DEFAULT_GOAL := help
-.PHONY: help tools venv locked build ml test test-slow test-net trial demo check lint types bench bench-gan sim scale chaos native-sanitize fuzz audit sbom clean distclean
+.PHONY: help tools venv locked build ml test test-slow test-net trial demo check lint types bench bench-gan sim sim-refs scale chaos native-sanitize fuzz audit sbom clean distclean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -98,6 +98,9 @@ bench-gan: $(VENV)/.build-stamp $(VENV)/.ml-stamp  ## a training's images/s besi
 
 sim: $(VENV)/.build-stamp  ## the cluster's real code under simulated faults (SEEDS=150, SEED=7 for one)
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
+
+sim-refs: $(VENV)/.build-stamp  ## the same, short seeds about references alone (SEEDS=10000 in some minutes)
+	@$(PY) -m tests.sim --references $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --check-every 16) $(ARGS)
 
 chaos: $(VENV)/.build-stamp  ## real daemons under random kills, stops, broken connections, full disks (MINUTES=10, SEED=7)
 	@$(PY) -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -19,7 +19,8 @@ What is promised, and where it is checked:
   copies of an object are equal (`oracle`, `checkers.copies_are_equal`);
 - a body runs at most once, with n retries at most 1 + n times; calls of one caller start in their
   order (`oracle.body_started`);
-- no object is freed while a process can reach it (`oracle.freed`);
+- no object is freed while a process can reach it (`oracle.freed`); `references` has short seeds that do
+  little else than pass references on;
 - resources add up at any time (`checkers.resources_add_up`), groups are whole or absent
   (`checkers.groups_are_whole`);
 - a head that starts again knows every saved row (`checkers.rows_are_known`), and keys are registers

@@ -10,6 +10,7 @@ import argparse
 import sys
 import traceback
 
+from . import references
 from .run import Failure, Simulation, scenario_of
 from .shrink import shrink
 
@@ -35,6 +36,7 @@ def parse() -> argparse.Namespace:
                         help="figures of the scenario to change")
     parser.add_argument("--shrink", action="store_true", help="make each failing seed smaller")
     parser.add_argument("--check-every", type=int, default=8, help="machine.check() after each Nth stimulus")
+    parser.add_argument("--references", action="store_true", help="short seeds about references alone")
     parser.add_argument("--story", action="store_true", help="print the whole trace")
     parser.add_argument("--trace", help="write the trace of the (last) seed to this file")
     return parser.parse_args()
@@ -42,7 +44,8 @@ def parse() -> argparse.Namespace:
 
 def run(seed: int, options: argparse.Namespace) -> bool:
     """One seed, told on stdout; True when it kept every promise."""
-    simulation = Simulation(seed, scenario_of(seed, options.changes), options.check_every)
+    drawn = references.scenario_of if options.references else scenario_of
+    simulation = Simulation(seed, drawn(seed, options.changes), options.check_every)
     failure = None
     try:
         trace = simulation.run()
@@ -59,7 +62,7 @@ def run(seed: int, options: argparse.Namespace) -> bool:
         print(f"seed {seed}: {trace} {simulation.summary()}", flush=True)
         return True
     if options.shrink:
-        options.changes, failure = shrink(seed, options.changes, failure, print)
+        options.changes, failure = shrink(seed, options.changes, failure, print, drawn)
     print(failure, flush=True)
     if options.seed is not None:
         traceback.print_exception(failure.__cause__)

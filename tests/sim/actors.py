@@ -82,7 +82,7 @@ class Actors:
         token.value = Value(token.id)
         token.more().stands_for = client
         handle = Ref(worker, token, actor_id)
-        worker.cluster.oracle.actor_made(worker, spec)
+        worker.cluster.oracle.actor_made(worker, spec, token.id)
         self._listen(client)
         creation = Creation(self, spec, (program, tid, arguments))
         self._held[actor_id] = arguments.held

@@ -80,23 +80,51 @@ def rows_are_known(head: Head, rows: dict[tuple[str, bytes], bytes]) -> None:
 
 
 def at_rest(cluster: Cluster) -> list[str]:
-    """What is not yet as it was in the beginning; empty when the cluster is at rest."""
+    """What is not yet as it was in the beginning; empty when the cluster is at rest.
+
+    Actors that hold one another's handles live on, with all that they hold, as long as their driver.
+    """
+    kept = kept_by_actors(cluster)
     left: list[str] = []
     for worker in cluster.owners():
-        left += [f"{worker.name}: {text}" for text in _owner_left(worker)]
+        left += [f"{worker.name}: {text}" for text in _owner_left(worker, kept)]
     for node in cluster.living:
-        left += [f"{node.name}: {text}" for text in _node_left(node)]
-    return left + _head_left(cluster)
+        left += [f"{node.name}: {text}" for text in _node_left(node, kept)]
+    return left + _head_left(cluster, kept)
 
 
-def _owner_left(worker: SimWorker) -> list[str]:
+def kept_by_actors(cluster: Cluster) -> dict[bytes, None]:
+    """The objects that living actors can reach, and the actors whose handles are among them."""
+    oracle = cluster.oracle
+    kept = {oid: None for oid, holders in oracle.live.items() if any(one.is_actor for one in holders)}
+    found = list(kept)
+    for oid in found:       # grows meanwhile
+        for worker in cluster.owners():
+            entry = worker.owner.directory.find(oid)
+            inner = [] if entry is None or entry.rare is None else list(entry.rare.contents)
+            if entry is not None and entry.task is not None:
+                inner += entry.task.held or ()      # its lineage
+            fresh = [one.id for one in inner if one.id not in kept]
+            kept.update(dict.fromkeys(fresh))
+            found += fresh
+    return kept | {actor: None for actor, handle in oracle.handles.items() if handle in kept}
+
+
+def _owner_left(worker: SimWorker, kept: dict[bytes, None]) -> list[str]:
     owner, name = worker.owner, worker.world.name
     left = [
         f"knows {name(entry.id)}: {entry} {_rare(worker, entry)}"
         for entry in owner.directory.objects.values()
+        if entry.id not in kept
     ]
+    if worker.executor is None:
+        left += [f"holds {name(oid)}" for oid, who in worker.cluster.oracle.live.items() if worker in who]
     ownership = owner.ownership
-    left += [f"{name(borrower[1])} is in the books" for borrower in ownership.by_borrower]
+    left += [
+        f"{name(borrower[1])} is in the books"
+        for borrower, oids in ownership.by_borrower.items()
+        if not kept.keys() >= oids.keys()
+    ]
     left += [f"waits for the owner of {name(oid)}" for oid, _ in ownership.awaiting]
     left += [f"lane {lane.key} is not idle" for lane in owner.submission.lanes.values() if not lane.idle]
     if owner.unfinished:
@@ -119,12 +147,18 @@ def _rare(worker: SimWorker, entry: Any) -> str:
     return f"borrowers {borrowers} contains {[name(one.id) for one in entry.rare.contents]}"
 
 
-def _node_left(node: SimNode) -> list[str]:
+def _node_left(node: SimNode, kept: dict[bytes, None]) -> list[str]:
     machine, name = node.node, node.world.name
-    left = [f"{name(oid)} in its store" for oid in node.store]
-    left += [f"{name(oid)} on its disk" for oid in node.disk]
-    left += [f"{name(oid)} held, owned by {name(held.owner[1])}" for oid, held in machine.memory.held.items()]
+    left = [f"{name(oid)} in its store" for oid in node.store if oid not in kept]
+    left += [f"{name(oid)} on its disk" for oid in node.disk if oid not in kept]
+    left += [
+        f"{name(oid)} held, owned by {name(held.owner[1])}"
+        for oid, held in machine.memory.held.items()
+        if oid not in kept
+    ]
     for grant in machine.leases.grants.values():
+        if grant.actor_id in kept:
+            continue
         what = name(grant.actor_id) if grant.actor_id else grant.cls.function_name
         left.append(f"lease {grant.grant_id} of {what} for {name(grant.key[0])} on {name(grant.worker_id)}")
     left += [f"{name(key[0])} waits for a lease" for key in machine.requests.known]
@@ -135,13 +169,13 @@ def _node_left(node: SimNode) -> list[str]:
     return left
 
 
-def _head_left(cluster: Cluster) -> list[str]:
+def _head_left(cluster: Cluster, kept: dict[bytes, None]) -> list[str]:
     head, name = cluster.head.head, cluster.world.name
     if head is None:
         return ["the head is down"]
     left = []
     for record in head.actors.registry.records.values():
-        if not record.is_dead:
+        if not record.is_dead and record.id not in kept:
             left.append(
                 f"head: {name(record.id)} is {pb.ActorState.Name(record.info.state)} "
                 f"{record.info.pending_reason}"

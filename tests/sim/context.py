@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
+from miniray.core.tasks import STREAMING
 
+from .streams import SimStream
 from .values import Arguments, Loaded, Ref
 from .world import Coroutine
 
@@ -74,6 +76,18 @@ class Context:
         encoded = Arguments(body, [ref.entry for ref in arguments or ()], nested or [])
         name = f"t{worker.cluster.tasks_made()}"
         return self._mine(worker.submit(template, encoded, self.task, lane=lane, retries=retries, name=name))
+
+    def stream(self, program: str, nested: list[Ref], retries: int = 3) -> SimStream:
+        """Submit a generator; its items come one by one."""
+        done = self.submit(program, nested=nested, returns=STREAMING, retries=retries)[0]
+        stream: SimStream = done.entry.task.stream
+        done.drop()
+        return stream
+
+    def yields(self, index: int, size: int, refs: list[Ref]) -> Coroutine:
+        """A generator's next item."""
+        assert self.run is not None
+        yield from self.run.executor.send_item(self.run, index, size, refs)
 
     def put(self, size: int = 100, refs: list[Ref] | None = None) -> Coroutine:
         """Store a value; gives its reference."""

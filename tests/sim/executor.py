@@ -281,21 +281,29 @@ class Executor:
     def _results(self, run: Run, outcome: Any) -> Coroutine:
         """Results of a program that returned (size, note, refs) per return."""
         results = []
-        for index, (size, note, refs) in enumerate(outcome):
-            oid = ids.object_id(run.push.tid, index + 1)
-            value = Value(oid, size, tuple(ref.inside() for ref in refs), note)
-            contents: tuple[Any, ...] = ()
-            if refs:
-                names = " ".join(self.world.name(ref.id) for ref in refs)
-                self.world.note(self.worker.name, f"returns {self.world.name(oid)} with {names} inside")
-                yield from self._introduce([ref.entry for ref in refs], run.caller)
-                contents = tuple((ref.id, ref.entry.owner or self.worker.address) for ref in refs)
-            if size > INLINE_LIMIT:
-                yield from self.worker.store(oid, value, run.caller)
-                results.append(Result(STORED, None, size, contents))
-            else:
-                results.append(Result(INLINE, value, size, contents))
+        for index, one in enumerate(outcome):
+            results.append((yield from self._result(run, index + 1, *one)))
         return results
+
+    def _result(self, run: Run, index: int, size: int, note: Any, refs: list[Ref]) -> Coroutine:
+        oid = ids.object_id(run.push.tid, index)
+        value = Value(oid, size, tuple(ref.inside() for ref in refs), note)
+        contents: tuple[Any, ...] = ()
+        if refs:
+            names = " ".join(self.world.name(ref.id) for ref in refs)
+            self.world.note(self.worker.name, f"returns {self.world.name(oid)} with {names} inside")
+            yield from self._introduce([ref.entry for ref in refs], run.caller)
+            contents = tuple((ref.id, ref.entry.owner or self.worker.address) for ref in refs)
+        if size > INLINE_LIMIT:
+            yield from self.worker.store(oid, value, run.caller)
+            return Result(STORED, None, size, contents)
+        return Result(INLINE, value, size, contents)
+
+    def send_item(self, run: Run, index: int, size: int, refs: list[Ref]) -> Coroutine:
+        """One item of a generator to the owner."""
+        result = yield from self._result(run, index + 2, size, None, refs)
+        self.worker.peers.send(run.caller, ("item", run.push.call, index, result))
+        self.worker.end_turn()
 
     def _introduce(self, entries: list[ObjectEntry], caller: Address) -> Coroutine:
         """Before references leave in a result, their owners learn that the caller holds them."""

@@ -59,6 +59,8 @@ class Oracle:
         self.registers = Registers()
         self.live: dict[bytes, dict[SimWorker, int]] = {}
         """Object -> processes with live references."""
+        self.handles: dict[bytes, bytes] = {}
+        """Actor -> the object that its handles carry."""
         self.read = 0
         self.errors: dict[str, int] = {}
         self._ended: dict[bytes, None] = {}
@@ -117,8 +119,9 @@ class Oracle:
     def computes(self, worker: SimWorker) -> None:
         """A program uses its CPU."""
 
-    def actor_made(self, worker: SimWorker, spec: pb.ActorSpec) -> None:
-        """A program makes an actor."""
+    def actor_made(self, worker: SimWorker, spec: pb.ActorSpec, handle: bytes) -> None:
+        """A program makes an actor, whose handles carry the object `handle`."""
+        self.handles[spec.actor_id] = handle
         self.world.note(worker.name, f"makes {self.world.name(spec.actor_id)} restarts {spec.max_restarts}")
 
     # ---- values

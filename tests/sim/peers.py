@@ -222,8 +222,8 @@ class Peers:
         slots = tuple(slot_of(entry, self._worker.address) for entry in arguments.slots)
         self.of(record.remote.address).remote = record.remote
         self.send(record.remote.address, (
-            "push", record.call, record.id, record.attempt, record.template.name, len(record.returns),
-            slots, arguments.nested, arguments.body,
+            "push", record.call, record.id, record.attempt, record.template.name,
+            1 if record.stream is not None else len(record.returns), slots, arguments.nested, arguments.body,
         ))  # fmt: skip
 
     def received(self, address: Address, frame: Frame) -> None:
@@ -248,6 +248,11 @@ class Peers:
         again = bool(results) and results[0].state == FAILED and self._may_retry(record, results[0].value)
         now = self._worker.world.now
         self._worker.owner.replied(now, remote, call, spent_us, list(results), list(retained), again)
+
+    def _item(self, peer: Peer, call: int, index: int, result: Result) -> None:
+        record = peer.remote.inflight.get(call) if peer.remote is not None else None
+        if record is not None:
+            record.stream.item(self._worker.world.now, index, result, peer.address)
 
     def _may_retry(self, record: TaskRecord, error: Any) -> bool:
         wanted = record.template.retry_exceptions and isinstance(error, UserError)
@@ -311,5 +316,5 @@ _HANDLERS: dict[str, Any] = {
     "push": Peers._pushed, "reply": Peers._replied, "cancel": Peers._cancel, "bounce": Peers._bounced,
     "ask": Peers._asked, "answer": Peers._answered, "add": Peers._borrow_added,
     "introduced": Peers._introduced, "ack": Peers._borrow_acknowledged, "drop": Peers._borrow_dropped,
-    "lost": Peers._lost,
+    "lost": Peers._lost, "item": Peers._item,
 }  # fmt: skip

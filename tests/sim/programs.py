@@ -110,6 +110,7 @@ def actor_init(context: Context, body: Any, arguments: list[Any]) -> Coroutine:
         raise Raised("the constructor fails as planned")
     context.state["count"] = 0
     context.state["kept"] = []
+    context.state["handles"] = []
     return []
 
 
@@ -126,8 +127,7 @@ def keep(context: Context, body: Any, arguments: list[Any]) -> Coroutine:
     yield from context.work(context.rng.uniform(20e-6, 0.002))
     for ref in arguments[-1]:
         context.keep(ref)
-        if not ref.actor:  # handles are not given on, or actors might keep each other alive
-            context.state["kept"].append(ref)
+        context.state["handles" if ref.actor else "kept"].append(ref)   # handles are not given on
     return [(100, context.worker.name, [])]
 
 

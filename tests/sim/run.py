@@ -37,6 +37,7 @@ class Scenario:
     lineage_bytes: int = 1 << 30
     weather: Weather = Weather()
     plan: Plan = field(default_factory=Plan)
+    script: type[Script] = Script
 
 
 def scenario_of(seed: int, changes: Mapping[str, float] | None = None) -> Scenario:
@@ -96,8 +97,8 @@ def changed(scenario: Scenario, changes: Mapping[str, float]) -> Scenario:
         scenario.weather, loss=now["loss"], duplicates=now["duplicates"], late=now["late"]
     )
     counts = {name: int(now[name]) for name in scenario.plan.counts}
-    return Scenario(
-        nodes=int(now["nodes"]), cpus=int(now["cpus"]), drivers=int(now["drivers"]),
+    return replace(
+        scenario, nodes=int(now["nodes"]), cpus=int(now["cpus"]), drivers=int(now["drivers"]),
         seconds=now["seconds"], store_bytes=int(now["store_bytes"]),
         lineage_bytes=int(now["lineage_bytes"]), weather=weather, plan=Plan(now["until"], counts),
     )  # fmt: skip
@@ -123,7 +124,9 @@ class Simulation:
             cluster.add_node(scenario.cpus)
         budget = (scenario.nodes * scenario.cpus // 2 - 1) // scenario.drivers  # half of the nodes may go
         self.scripts = [
-            Script(cluster.add_driver(self.world.rng.choice(cluster.living)), scenario.seconds, budget)
+            scenario.script(
+                cluster.add_driver(self.world.rng.choice(cluster.living)), scenario.seconds, budget
+            )
             for _ in range(scenario.drivers)
         ]
         self.faults = Faults(cluster, scenario.plan)
@@ -151,6 +154,9 @@ class Simulation:
         if not world.run(lambda: all(script.is_over for script in self.scripts), plan.until + FINISH_S):
             raise Violation("; ".join(self._stuck()))
         self._rest("the scripts have finished")
+        for actor in checkers.kept_by_actors(self.cluster):
+            if actor in self.cluster.oracle.handles:
+                world.note(world.name(actor), "is left to the end of its driver")
         for script in self.scripts:
             if script.driver.alive:
                 script.driver.leave("the script is over")
@@ -221,7 +227,7 @@ class Simulation:
             self.setting(),
             f"  what is known of {' '.join(wanted)}:", *(f"    {line}" for line in related[-STORY_LINES:]),
             "  the last lines:", *(f"    {line}" for line in self.world.lines[-15:]),
-            f"  again: python -m tests.sim --seed {self.seed}",
+            f"  again: python -m tests.sim {self.scenario.script.option}--seed {self.seed}",
         ])  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from .run import Failure, Simulation, figures_of, scenario_of
+from .run import Failure, Scenario, Simulation, figures_of, scenario_of
 
 LEAST = {"nodes": 2.0, "cpus": 1.0, "drivers": 1.0, "seconds": 1.0, "until": 1.0}
 """Below these a scenario is none; every other figure can be 0."""
@@ -35,16 +35,17 @@ def smaller(name: str, value: float) -> Iterator[float]:
 
 
 def shrink(seed: int, changes: dict[str, float], failure: Failure,
-           tell: Callable[[str], None]) -> tuple[dict[str, float], Failure]:
-    """The changes to the seed's scenario under which it is smallest, and how it fails then."""
+           tell: Callable[[str], None], drawn: Callable[..., Scenario] = scenario_of,
+           ) -> tuple[dict[str, float], Failure]:
+    """The changes to the scenario `drawn` for a seed under which it is smallest, and how it fails then."""
     kind = kind_of(failure)
     progress = True
     while progress:
         progress = False
-        for name, value in figures_of(scenario_of(seed, changes)).items():
+        for name, value in figures_of(drawn(seed, changes)).items():
             for less in smaller(name, value) if name not in KEPT else ():
                 attempt = {**changes, name: less}
-                broken = _failure_of(seed, attempt)
+                broken = _failure_of(seed, drawn(seed, attempt))
                 if broken is not None and kind_of(broken) == kind:
                     tell(f"seed {seed} still fails with {name}={less:g} (was {value:g})")
                     changes, failure, progress = attempt, broken, True
@@ -52,9 +53,9 @@ def shrink(seed: int, changes: dict[str, float], failure: Failure,
     return changes, failure
 
 
-def _failure_of(seed: int, changes: dict[str, float]) -> Failure | None:
+def _failure_of(seed: int, scenario: Scenario) -> Failure | None:
     try:
-        Simulation(seed, scenario_of(seed, changes)).run()
+        Simulation(seed, scenario).run()
     except Failure as failure:
         return failure
     return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from . import references
 from .faults import Plan
 from .network import Weather
 from .run import Failure, Scenario, Simulation, scenario_of
@@ -15,6 +16,10 @@ KEPT = (6, 14, 33, 1261)
 """Seeds that have found something: nodes that speak before any view names them, the end of an
 actor that a restarted GCS forgot, groups of jobs that ended while the GCS was away, nodes that are
 spoken to before any view names them."""
+
+KEPT_REFERENCES = (25,)
+"""The same among the short seeds: a task of its own that a worker ran waited for a child which waited
+behind it."""
 
 
 def check(simulation: Simulation) -> Simulation:
@@ -36,6 +41,28 @@ def test_a_calm_cluster_does_everything_and_comes_to_rest() -> None:
 @pytest.mark.parametrize("seed", [*range(100, 112), *KEPT])
 def test_promises_hold_under_faults(seed: int) -> None:
     check(Simulation(seed))
+
+
+@pytest.mark.parametrize("first", [0, 1000])
+def test_references_are_neither_lost_nor_kept(first: int) -> None:
+    for seed in range(first, first + 8):
+        check(Simulation(seed, references.scenario_of(seed), 1))
+
+
+@pytest.mark.parametrize("seed", KEPT_REFERENCES)
+def test_seeds_that_broke_a_promise_about_references_keep_it(seed: int) -> None:
+    check(Simulation(seed, references.scenario_of(seed)))
+
+
+def test_actors_in_a_cycle_live_as_long_as_their_driver_and_nothing_else_does() -> None:
+    scenario = references.scenario_of(0, dict.fromkeys(("worker_crash", "node_crash", "driver_crash"), 0))
+    ends = []
+    for seed in range(6):
+        simulation = check(Simulation(seed, scenario))
+        lines = simulation.world.lines
+        ends += [line for line in lines if "left to the end of its driver" in line]
+        assert not simulation.cluster.oracle.live
+    assert ends
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -18,11 +18,12 @@ from miniray.core.directory import FAILED, FREED, INLINE, PENDING, STORED, UNKNO
 from miniray.core.owner import Ask, Owner
 from miniray.core.ownership import BorrowAdd, BorrowDrop, Free, Watch
 from miniray.core.submission import LeaseDone, LeaseUnwanted, LeaseWanted, Paused
-from miniray.core.tasks import TaskRecord
+from miniray.core.tasks import STREAMING, TaskRecord
 
 from .actors import Actors
 from .executor import Executor, Run
 from .peers import Peers
+from .streams import SimStream
 from .values import INLINE_LIMIT, Arguments, Failed, Inside, Loaded, Ref, Value
 from .world import Coroutine, Future, Timer
 
@@ -91,6 +92,11 @@ class SimWorker:
         self._departing: dict[Address, pb.Failure] = {}
 
     # ---- life
+
+    @property
+    def is_actor(self) -> bool:
+        """Whether an actor lives in this process."""
+        return self.executor is not None and self.executor.spec is not None
 
     def register(self, token: bytes) -> None:
         """The process has started."""
@@ -165,7 +171,9 @@ class SimWorker:
     ) -> list[Ref]:
         """Submit a task, or with `client` an actor call; returns its references."""
         tid = self.new_task_id(name, client.id if client is not None else None)
-        entries = [self.owner.directory.own(ids.object_id(tid, i + 1)) for i in range(template.num_returns)]
+        is_stream = template.num_returns == STREAMING
+        count = 1 if is_stream else template.num_returns
+        entries = [self.owner.directory.own(ids.object_id(tid, i + 1)) for i in range(count)]
         refs = [Ref(self, entry) for entry in entries]
         record = TaskRecord(
             tid, template, arguments, list(arguments.slots) or None, list(arguments.held) or None, entries,
@@ -173,6 +181,8 @@ class SimWorker:
         )  # fmt: skip
         for entry in entries:
             entry.task = record
+        if is_stream:
+            record.stream = SimStream(self, record)
         self.cluster.oracle.task_submitted(self, record, retries)
         self.owner.submitted(self.world.now, record)
         self.end_turn()

@@ -33,6 +33,10 @@ STEPS: dict[str, int] = {
 class Script:
     """One driver's script; its actors hold at most `cpus` CPUs, so that others are left for tasks."""
 
+    steps_by_weight = STEPS
+    option = ""
+    """What the command line needs to draw such scripts."""
+
     def __init__(self, driver: SimWorker, stop_at: float, cpus: int) -> None:
         self.driver = driver
         self.stop_at = stop_at
@@ -40,7 +44,8 @@ class Script:
         self.steps = 0
         self.pool: list[Ref] = []
         self.handles: list[Ref] = []
-        self.groups = 0
+        self.beside = 0
+        self.is_ending = False
         self.what = "starts"
         self.finished = Future()
         self.context = Context(driver, None, {})
@@ -54,7 +59,7 @@ class Script:
 
     def _run(self) -> Coroutine:
         yield self.driver.ready
-        names, weights = list(STEPS), list(STEPS.values())
+        names, weights = list(self.steps_by_weight), list(self.steps_by_weight.values())
         while self.driver.world.now < self.stop_at:
             name = self._rng.choices(names, weights)[0]
             self.what = name
@@ -68,13 +73,14 @@ class Script:
 
     def _end(self) -> Coroutine:
         """Read everything that is left, then let go of it."""
+        self.is_ending = True
         self.what = "reads what is left"
         yield from self._read_and_drop(list(self.pool))
         for handle in self.handles:
             handle.drop()
         self.handles.clear()
-        self.what = "waits for the end of its groups"
-        while self.groups:
+        self.what = "waits for the end of what it began beside itself"
+        while self.beside:
             yield 0.1
         self.what = "has finished"
         self.driver.world.note(self.driver.name, "has finished")
@@ -278,7 +284,7 @@ class Script:
         yield 0.0
 
     def _group_life(self) -> Coroutine:
-        self.groups += 1
+        self.beside += 1
         bundles = [1.0] * self._rng.randrange(1, 4)
         group = yield from self.context.group(bundles, self._rng.randrange(4))
         refs = []
@@ -292,4 +298,4 @@ class Script:
         yield from self.context.get(refs)
         for ref in (*refs, handle):
             ref.drop()
-        self.groups -= 1
+        self.beside -= 1
