@@ -118,3 +118,15 @@ def _read(path: str) -> str:
             return file.read()
     except OSError:
         return ""
+
+
+def holder_of(port: int) -> str:
+    """Which process listens on this TCP port, as "name (pid n)"; "" when nobody does."""
+    import psutil
+
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,):
+            if connection.pid is None:
+                return "a process of another user"
+            return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return ""

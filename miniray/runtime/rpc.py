@@ -39,16 +39,18 @@ from miniray._proto import raylet_pb2 as raylet
 from miniray.core.ids import NODE_ID_SIZE
 from miniray.core.link import STREAM, Link
 from miniray.runtime.access import HEAD_NAME, Access, NotAdmitted, node_name, vouch
-from miniray.runtime.host import endpoint
+from miniray.runtime.host import endpoint, holder_of
 from miniray.runtime.links import Dialler, LinkEnd, LinkEvents, PeerLinks, Stream, StreamEnded
 
 if TYPE_CHECKING:
     from miniray.runtime.gcs import GcsShell  # a raylet has no use for it
     from miniray.runtime.head_security import HeadSecurity
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 """Raised when daemons of different versions could not understand one another."""
 
+OPENED_WITHIN_S = 15.0
+"""A peer that has said neither yes nor no to a stream by then is not there."""
 STATUS_WITHIN_S = 1.0
 """How long a stream that has broken is asked for its reason."""
 
@@ -80,11 +82,13 @@ CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),  # http_proxy breaks even loopback
     ("grpc.use_local_subchannel_pool", 1),  # else channels share one connection
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 10_000),  # in truth: how long one attempt to connect may take
     ("grpc.max_reconnect_backoff_ms", 2000),
 ]
 
 _NODE_HEADER = "miniray-node"
+_ACCEPTED = ("miniray-stream", "accepted")
+"""The first thing that the accepting side of a stream says, in its initial metadata."""
 
 
 class RpcError(Exception):
@@ -123,6 +127,26 @@ class _ClientStream:
         self._call = call
         self._address = address
 
+    async def opened(self) -> _ClientStream:
+        """Wait until the peer has accepted the stream. StreamEnded says why it did not.
+
+        Nothing is written before: of a stream that was refused while something is written gRPC
+        forgets the reason.
+        """
+        try:
+            told = await asyncio.wait_for(self._call.initial_metadata(), OPENED_WITHIN_S)
+            if _ACCEPTED in tuple(told or ()):
+                return self
+            raise await self._cut()
+        except asyncio.TimeoutError:
+            self._call.cancel()
+            await self._channel.close()
+            raise StreamEnded(f"{self._address} did not answer in {OPENED_WITHIN_S:.0f} s") from None
+        except asyncio.CancelledError:
+            self._call.cancel()
+            await self._channel.close()
+            raise
+
     async def read(self) -> Any:
         """See `Stream`."""
         try:
@@ -141,22 +165,25 @@ class _ClientStream:
         """See `Stream`."""
         try:
             await self._call.write(packet)
-        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError) as error:
-            raise await self._cut(error) from None
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+            raise await self._cut() from None
 
     def cancel(self) -> None:
         """See `Stream`."""
         self._call.cancel()
 
-    async def _cut(self, error: Exception) -> StreamEnded:
-        """A write found the stream at its end, and does not know why; the call does."""
+    async def _cut(self) -> StreamEnded:
+        """The stream was found at its end, and only the call may know why."""
         try:
-            status = grpc.aio.AioRpcError(
-                await asyncio.wait_for(self._call.code(), STATUS_WITHIN_S), grpc.aio.Metadata(),
-                grpc.aio.Metadata(), details=await self._call.details())
-        except (asyncio.TimeoutError, asyncio.CancelledError):
-            return StreamEnded(f"the stream to {self._address} is broken: {error}")
-        return await self._ended(status)
+            code = await asyncio.wait_for(self._call.code(), STATUS_WITHIN_S)
+            details = await self._call.details()
+        except asyncio.TimeoutError:
+            code, details = grpc.StatusCode.INTERNAL, ""
+        if code in (grpc.StatusCode.OK, grpc.StatusCode.INTERNAL):
+            await self._channel.close()
+            return StreamEnded(f"the stream to {self._address} broke")
+        nothing = grpc.aio.Metadata()
+        return await self._ended(grpc.aio.AioRpcError(code, nothing, nothing, details=details))
 
     async def _ended(self, error: grpc.aio.AioRpcError | None) -> StreamEnded:
         await self._channel.close()
@@ -191,13 +218,13 @@ def explain(error: grpc.aio.AioRpcError, address: str) -> str:
     return f"{address}: {code.name}: {details}"
 
 
-def _open_stream(
-    channel: grpc.aio.Channel, method: str, packet: Any, metadata: Any
-) -> tuple[grpc.aio.Channel, Any]:
+async def _open_stream(
+    address: str, channel: grpc.aio.Channel, method: str, packet: Any, metadata: Any
+) -> Stream:
     connect = channel.stream_stream(
         method, request_serializer=packet.SerializeToString, response_deserializer=packet.FromString
     )
-    return channel, connect(metadata=metadata)
+    return await _ClientStream(channel, connect(metadata=metadata), address).opened()
 
 
 async def dial_head(address: str, token: str | Access, node_id: bytes) -> Stream:
@@ -210,25 +237,24 @@ async def dial_head(address: str, token: str | Access, node_id: bytes) -> Stream
     if not answer.accepted:
         raise StreamEnded(answer.refusal, final=True)
     metadata = _credentials(access.token, node_id)
-    channel, call = _open_stream(_channel(address, access), f"/{GCS}/Connect", gcs.Packet, metadata)
-    return _ClientStream(channel, call, address)
+    return await _open_stream(
+        address, _channel(address, access), f"/{GCS}/Connect", gcs.Packet, metadata)
 
 
 async def dial_tunnel(address: str, token: str | Access, node_id: bytes) -> Stream:
-    """A stream for one connection through the head's port; see `tunnel`."""
+    """A stream for one connection through the head's port; see `tunnel`. StreamEnded."""
     access = Access.of(token)
     metadata = _credentials(access.token, node_id)
-    channel, call = _open_stream(_channel(address, access), f"/{GCS}/Tunnel", gcs.TunnelFrame, metadata)
-    return _ClientStream(channel, call, address)
+    return await _open_stream(
+        address, _channel(address, access), f"/{GCS}/Tunnel", gcs.TunnelFrame, metadata)
 
 
 async def dial_raylet(address: str, token: str | Access, node_id: bytes, peer: bytes = b"") -> Stream:
-    """A raylet's stream to the one of node `peer`; `node_id` is the dialler's own."""
+    """A raylet's stream to the one of node `peer`; `node_id` is the dialler's own. StreamEnded."""
     access = Access.of(token)
     metadata = _credentials(access.token, node_id)
     channel = _channel(address, access, node_name(peer))
-    channel, call = _open_stream(channel, f"/{RAYLET}/Connect", raylet.PeerPacket, metadata)
-    return _ClientStream(channel, call, address)
+    return await _open_stream(address, channel, f"/{RAYLET}/Connect", raylet.PeerPacket, metadata)
 
 
 def head_link(
@@ -513,18 +539,6 @@ async def _start(
     return Server(server, bound, streams)
 
 
-def holder_of(port: int) -> str:
-    """Which process listens on this TCP port, as "name (pid n)"; "" when nobody does."""
-    import psutil
-
-    for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,):
-            if connection.pid is None:
-                return "a process of another user"
-            return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
-    return ""
-
-
 async def serve_gcs(
     shell: GcsShell, host: str, port: int, token: str | Access, version: str = "",
     security: HeadSecurity | None = None, advertise: str = "",
@@ -547,6 +561,7 @@ async def serve_gcs(
 
     async def connect(_: Any, context: Any) -> None:
         node_id = await _peer_id(context, access)
+        await context.send_initial_metadata((_ACCEPTED,))
         await streams.run(shell.serve(node_id, _ServerStream(context)))
 
     async def call(request: gcs.ControlRequest, context: Any) -> gcs.ControlReply:
@@ -559,6 +574,7 @@ async def serve_gcs(
     tunnels = HeadTunnels(host, advertise or host, shell.has_port)
 
     async def tunnel(_: Any, context: Any) -> None:
+        await context.send_initial_metadata((_ACCEPTED,))
         await streams.run(tunnels.serve(_ServerStream(context)))
 
     methods = {
@@ -612,6 +628,7 @@ async def serve_raylet(
 
     async def connect(_: Any, context: Any) -> None:
         node_id = await _peer_id(context, access)
+        await context.send_initial_metadata((_ACCEPTED,))
         await streams.run(peers.serve(node_id, _ServerStream(context)))
 
     async def send_chunks(request: raylet.FetchRequest, context: Any) -> AsyncIterator[raylet.Chunk]:

@@ -23,6 +23,7 @@ except ImportError as error:
 
 from miniray.runtime import rpc
 from miniray.runtime.access import Access
+from miniray.runtime.host import holder_of
 from miniray.web.api import Ask, application
 from miniray.web.guard import Guard
 
@@ -81,7 +82,7 @@ async def serve(
             ssl_handshake_timeout=REQUEST_S if tls is not None else None,
         )  # fmt: skip
     except OSError as error:
-        holder = rpc.holder_of(port)
+        holder = holder_of(port)
         if holder:
             text = f"HTTP port {port} is taken by {holder}: choose another --http-port"
             raise rpc.PortInUse(text) from None

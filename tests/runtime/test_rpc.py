@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,12 @@ from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import raylet_pb2 as raylet
 from miniray.runtime import rpc
 from miniray.runtime.gcs import GcsShell
-from miniray.runtime.links import LinkEvents, PeerEvents, PeerLinks, StreamEnded
+from miniray.runtime.links import LinkEvents, PeerEvents, PeerLinks, Stream, StreamEnded
 from miniray.runtime.storage import MemoryStorage, MemoryTables
 
 TOKEN = "secret"
 A, B = b"a" * 28, b"b" * 28
+NO_EVENTS = PeerEvents(lambda peer, message: None)
 
 
 async def until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
@@ -26,6 +28,12 @@ async def until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
     while not condition():
         assert asyncio.get_running_loop().time() < deadline, "condition never became true"
         await asyncio.sleep(0.01)
+
+
+async def no_chunks(request: raylet.FetchRequest, reader: bytes) -> AsyncIterator[raylet.Chunk]:
+    """Of a raylet that has no objects."""
+    return
+    yield
 
 
 class Gcs:
@@ -96,6 +104,68 @@ async def test_a_wrong_token_is_refused_for_good_and_reveals_nothing(head: Gcs) 
         with pytest.raises(rpc.RpcError, match="token"):
             await rpc.call_head(head.address, token, gcs.ControlRequest(status=gcs.StatusQuery()))
     assert not head.shell.head.members.living
+
+
+async def test_every_refused_stream_says_why_though_something_is_written_at_once(head: Gcs) -> None:
+    """A write that meets the refusal must not be what is told instead."""
+    peers = await rpc.serve_raylet(
+        "127.0.0.1", 0, TOKEN, PeerLinks(1, raylet.PeerPacket, lambda _: None, rpc.dial_raylet, NO_EVENTS),
+        no_chunks)
+
+    async def write_first(dial: Awaitable[Stream], packet: Any) -> None:
+        stream = await dial
+        for _ in range(3):
+            await stream.write(packet)
+            await asyncio.sleep(0)
+
+    for _ in range(25):
+        for dial, packet in (
+            (rpc.dial_head(head.address, "wrong", A), gcs.Packet()),
+            (rpc.dial_tunnel(head.address, "wrong", A), gcs.TunnelFrame()),
+            (rpc.dial_raylet(f"127.0.0.1:{peers.port}", "wrong", A), raylet.PeerPacket()),
+        ):
+            with pytest.raises(StreamEnded, match="does not accept this cluster token") as refusal:
+                await write_first(dial, packet)
+            assert refusal.value.final
+    with pytest.raises(StreamEnded, match="a stream must name its node"):
+        await rpc.dial_raylet(f"127.0.0.1:{peers.port}", TOKEN, b"")
+    await peers.stop()
+
+
+async def test_who_listens_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rpc, "OPENED_WITHIN_S", 0.2)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(StreamEnded, match="did not answer in"):
+            await rpc.dial_tunnel(f"127.0.0.1:{silent.getsockname()[1]}", TOKEN, A)
+
+
+async def test_a_head_far_away_is_reached(head: Gcs) -> None:
+    """300 ms each way: every stream begins with a connection, which takes its time."""
+
+    running: set[asyncio.Task[None]] = set()
+
+    async def delayed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            asyncio.get_running_loop().call_later(0.3, writer.write, data)
+        await asyncio.sleep(0.3)
+        writer.close()
+
+    def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def both() -> None:
+            there, back = await asyncio.open_connection("127.0.0.1", head.port)
+            await asyncio.gather(delayed(reader, back), delayed(there, writer))
+
+        running.add(asyncio.ensure_future(both()))
+
+    async with await asyncio.start_server(pass_on, "127.0.0.1", 0) as far:
+        node = Node(f"127.0.0.1:{far.sockets[0].getsockname()[1]}")
+        node.register()
+        await until(lambda: "registered" in node.kinds(), 30.0)
+        node.link.close()
+        await asyncio.wait(running, timeout=10.0)
+    await asyncio.sleep(0)  # the transports close in the turn after
 
 
 async def test_the_handshake_needs_no_token_and_tells_versions_only(head: Gcs) -> None:
