@@ -18,7 +18,7 @@ BUILD_NEEDS := scikit-build-core pybind11 grpcio-tools cmake ninja
 ML_NEEDS := torch torchvision pillow safetensors
 
 .DEFAULT_GOAL := help
-.PHONY: help tools venv locked build ml test test-slow test-net trial demo check lint types bench bench-gan sim sim-refs scale chaos native-sanitize fuzz audit sbom clean distclean
+.PHONY: help tools venv locked build ml test test-slow test-net trial demo check lint types bench bench-gan compare-gan sim sim-refs scale chaos native-sanitize fuzz audit sbom clean distclean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -95,6 +95,9 @@ bench: $(VENV)/.build-stamp  ## figures for this machine, and whether they are a
 
 bench-gan: $(VENV)/.build-stamp $(VENV)/.ml-stamp  ## a training's images/s beside plain torchrun (ARGS='--workers 4 --width 64')
 	@$(PY) -m ml.gan.bench $(ARGS)
+
+compare-gan: $(VENV)/.build-stamp $(VENV)/.ml-stamp  ## what workers learn beside what plain PyTorch learns, by the Fréchet distance
+	@$(PY) -m ml.gan.compare $(ARGS)
 
 sim: $(VENV)/.build-stamp  ## the cluster's real code under simulated faults (SEEDS=150, SEED=7 for one)
 	@$(PY) -m tests.sim $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)

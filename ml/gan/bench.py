@@ -2,10 +2,16 @@
 
     python -m ml.gan.bench [--workers N] [--width W] [--batch-size B] [--rounds R] [--turns T]
 
-Both train the same model on the same shares with the same number of threads, by turns, so that whatever else
-the machine does meets both alike; the ratio is the median over the turns. torchrun runs the steps and nothing
-else; the engine's workers also report every round to the driver, as in a real run. One process with all
-threads is measured besides: what a machine gives without being shared out.
+All train the same model on the same shares with the same number of threads, by turns, so that whatever else
+the machine does meets all alike; ratios are medians over the turns.
+
+    plain        processes of torchrun, in plain PyTorch: DistributedDataParallel (plain.py)
+    steps        processes of torchrun that make the job's own steps, and nothing else
+    miniray      the engine's workers: the same steps, and a report of every round to the driver
+    one process  plain PyTorch with all threads: what a machine gives without being shared out
+
+The share of the engine is what `miniray` needs beyond `steps`: in time, and in time of all CPUs, with that of
+its daemons and its driver; the second tells more where the machine is busy with other things.
 """
 
 from __future__ import annotations
@@ -18,7 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +37,37 @@ _IMAGES = 2_048
 _WARM_UP_ROUNDS = 1
 _SAID = "rates "
 _PATIENCE_S = 600.0
+_PLAIN, _STEPS = "plain", "steps"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one turn measured: images/s of all, and CPU seconds of all processes per 1,000 images."""
+
+    rate: float
+    cpu_s: float
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure and print the table; returns 0."""
     options = _parser().parse_args(argv)
     config = _config(options)
-    if options.plain:
-        return _plain(config, options.rounds)
-    ways: dict[str, Callable[[], float]] = {
-        "torchrun": lambda: _torchrun(options, options.workers, 1),
+    if options.inside:
+        return _inside(config, options)
+    ways: dict[str, Callable[[], Cost]] = {
+        "plain": lambda: _torchrun(options, _PLAIN, options.workers, 1),
         "miniray": lambda: _engine(config, options.rounds),
-        "one process": lambda: _torchrun(options, 1, options.workers),
+        "steps": lambda: _torchrun(options, _STEPS, options.workers, 1),
+        "one process": lambda: _torchrun(options, _PLAIN, 1, options.workers),
     }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    costs: dict[str, list[Cost]] = {name: [] for name in ways}
     for turn in range(options.turns):
-        for name, measure in ways.items():
-            rates[name].append(measure())
-            print(f"turn {turn + 1}: {name:<12} {rates[name][-1]:>9,.0f} images/s", flush=True)
-    _show(options, rates)
+        for name in list(ways) if turn % 2 == 0 else list(reversed(ways)):
+            costs[name].append(ways[name]())
+            cost = costs[name][-1]
+            said = f"{cost.rate:>9,.0f} images/s, {cost.cpu_s:.2f} CPU s per 1,000"
+            print(f"turn {turn + 1}: {name:<12} {said}", flush=True)
+    _show(options, costs)
     return 0
 
 
@@ -63,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         found.add_argument(f"--{name}", type=positive, default=default, metavar="N", help=text)
     found.add_argument("--parallel", choices=("ddp", "sync"), default="ddp", help="see ml.gan.train")
-    found.add_argument("--plain", action="store_true", help=argparse.SUPPRESS)
+    found.add_argument("--inside", choices=(_PLAIN, _STEPS), help=argparse.SUPPRESS)
     return found
 
 
@@ -77,11 +96,43 @@ def _config(options: argparse.Namespace) -> TrainConfig:
     )  # fmt: skip
 
 
-def _plain(config: TrainConfig, rounds: int) -> int:
-    """In each process of torchrun: the steps and nothing else; rank 0 prints images/s of all, per round."""
+def _inside(config: TrainConfig, options: argparse.Namespace) -> int:
+    """In each process of torchrun: the steps and nothing else; rank 0 prints what they cost."""
     import torch
     import torch.distributed as dist
 
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    dist.init_process_group("gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    images = (_plain if options.inside == _PLAIN else _steps)(config, rank, size)
+    rates, used_s, counted, started = [], 0.0, 0, 0.0
+    for number in range(options.rounds + _WARM_UP_ROUNDS):
+        if number == _WARM_UP_ROUNDS:
+            used_s = time.process_time()
+        started = time.perf_counter()
+        made = next(images)
+        rates.append(size * made / (time.perf_counter() - started))
+        counted += size * made if number >= _WARM_UP_ROUNDS else 0
+    total = torch.tensor(time.process_time() - used_s)
+    dist.all_reduce(total)
+    if rank == 0:
+        cost = Cost(_rate(rates), 1e3 * total.item() / counted)
+        print(_SAID + json.dumps([cost.rate, cost.cpu_s]), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
+    return 0
+
+
+def _plain(config: TrainConfig, rank: int, size: int) -> Iterator[int]:
+    """Rounds in plain PyTorch; yields each one's images."""
+    from ml.gan.data import load
+    from ml.gan.plain import PlainTraining, rounds
+
+    return rounds(config, PlainTraining(config, load(config.dataset).images, rank, size))
+
+
+def _steps(config: TrainConfig, rank: int, size: int) -> Iterator[int]:
+    """Rounds of the job's own steps; yields each one's images."""
     from miniray.train import TrainContext
     from ml.gan.data import load
     from ml.gan.replica import Replica
@@ -89,48 +140,34 @@ def _plain(config: TrainConfig, rounds: int) -> int:
     from ml.gan.state import Blueprint
     from ml.gan.ways import make_way
 
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    dist.init_process_group("gloo")
-    rank, size = dist.get_rank(), dist.get_world_size()
     images = load(config.dataset).images
     schedule = Schedule(len(images), config.batch_size, config.workers, config.seed, size)
     blueprint, replica = Blueprint(config), Replica(config, rank, images, schedule)
     context = TrainContext(world_size=size, world_rank=rank)
     way = make_way(config, context, replica, blueprint.layout, blueprint.fresh())
-    rates = []
-    for number, round_ in enumerate(schedule.rounds(0, config.epochs, config.sync_interval)):
-        if number == rounds + _WARM_UP_ROUNDS:
-            break
-        started = time.perf_counter()
-        report = way.train(round_)
-        rates.append(size * report.images / (time.perf_counter() - started))
-    if rank == 0:
-        print(_SAID + json.dumps(rates), flush=True)
-    dist.barrier()
-    dist.destroy_process_group()
-    return 0
+    return (way.train(one).images for one in schedule.rounds(0, config.epochs, config.sync_interval))
 
 
-def _torchrun(options: argparse.Namespace, processes: int, threads: int) -> float:
-    """Images/s of `processes` plain processes of so many threads each."""
+def _torchrun(options: argparse.Namespace, inside: str, processes: int, threads: int) -> Cost:
+    """What `processes` processes of so many threads each cost."""
     batch = options.batch_size * options.workers // processes
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone",
-        "--nproc-per-node", str(processes), "-m", "ml.gan.bench", "--plain", "--workers", str(processes),
-        "--batch-size", str(batch), "--width", str(options.width), "--rounds", str(options.rounds),
-        "--parallel", options.parallel,
+        "--nproc-per-node", str(processes), "-m", "ml.gan.bench", "--inside", inside,
+        "--workers", str(processes), "--batch-size", str(batch), "--width", str(options.width),
+        "--rounds", str(options.rounds), "--parallel", options.parallel,
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=_PATIENCE_S
     )
     [line] = [line for line in done.stdout.splitlines() if line.startswith(_SAID)]
-    return _rate(json.loads(line.removeprefix(_SAID)))
+    return Cost(*json.loads(line.removeprefix(_SAID)))
 
 
-def _engine(config: TrainConfig, rounds: int) -> float:
-    """Images/s of the engine's workers, on a cluster of this machine for this turn."""
-    from miniray.train import DataConfig, RunConfig, ScalingConfig, TorchTrainer
+def _engine(config: TrainConfig, rounds: int) -> Cost:
+    """What the engine's workers cost, on a cluster of this machine for this turn."""
+    from miniray.train import DataConfig, RunConfig, ScalingConfig, TorchTrainer, UserCallback
     from ml.gan.cluster import connected
     from ml.gan.data import load
     from ml.gan.loop import STOP, Plan, train_loop
@@ -138,13 +175,14 @@ def _engine(config: TrainConfig, rounds: int) -> float:
     images = load(config.dataset).images
     with tempfile.TemporaryDirectory() as folder, connected("", config.workers):
         stop = Path(folder) / "bench" / STOP
+        pids: list[int] = []
+        used: list[tuple[float, int]] = []  # (CPU seconds, images) after each report
 
-        class Stopper(_callback()):  # type: ignore[misc]
-            heard = 0
-
+        class Stopper(UserCallback):
             def after_report(self, run_config: Any, metrics: Any, checkpoint: Any) -> None:
-                self.heard += 1
-                if self.heard == rounds + _WARM_UP_ROUNDS:
+                pids.extend(row["member"]["pid"] for row in metrics if "member" in row)
+                used.append((_cpu_s(pids[0]), sum(row["images"] for row in metrics)))
+                if len(used) == rounds + _WARM_UP_ROUNDS:
                     stop.touch()
 
         result = TorchTrainer(
@@ -153,39 +191,62 @@ def _engine(config: TrainConfig, rounds: int) -> float:
             dataset_config=DataConfig([]),
             run_config=RunConfig("bench", folder, callbacks=[Stopper()], verbose=0),
         ).fit()  # fmt: skip
-        return _rate([row["images_per_s"] for row in result.history][: rounds + _WARM_UP_ROUNDS])
+        counted = used[_WARM_UP_ROUNDS : rounds + _WARM_UP_ROUNDS]
+        spent_s = counted[-1][0] - used[_WARM_UP_ROUNDS - 1][0]
+        rates = [row["images_per_s"] for row in result.history][: rounds + _WARM_UP_ROUNDS]
+        return Cost(_rate(rates), 1e3 * spent_s / sum(images for _, images in counted))
 
 
-def _callback() -> type:
-    from miniray.train import UserCallback
+def _cpu_s(worker: int) -> float:
+    """CPU seconds of this process, of the daemon that this worker runs under, and of all below it."""
+    import psutil
 
-    return UserCallback
+    zygote = psutil.Process(worker).parent()
+    daemon = zygote.parent() if zygote is not None else None
+    assert daemon is not None, "a worker runs below a zygote, and that below its daemon"
+    total = 0.0
+    for process in (psutil.Process(), daemon, *daemon.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
 
 
 def _rate(rates: list[float]) -> float:
     return statistics.median(rates[_WARM_UP_ROUNDS:])
 
 
-def _show(options: argparse.Namespace, rates: dict[str, list[float]]) -> None:
+def _show(options: argparse.Namespace, costs: dict[str, list[Cost]]) -> None:
     """The table, and what it means."""
     n = options.workers
     print(
         f"width {options.width}, batch {n} x {options.batch_size}, {options.parallel}, "
         f"median of {options.turns} turns"
     )
+    print(f"  {'':<40} {'images/s':>9} {'CPU s per 1,000':>16}")
     names = {
-        "torchrun": f"torchrun, {n} processes of 1 thread",
+        "plain": f"torchrun, {n} x 1 thread: plain PyTorch",
+        "steps": f"torchrun, {n} x 1 thread: the job's steps",
         "miniray": f"miniray, {n} workers of 1 thread",
-        "one process": f"one process of {n} threads",
+        "one process": f"one process of {n} threads: plain PyTorch",
     }
-    for name, values in rates.items():
-        print(f"  {names[name]:<36} {statistics.median(values):>9,.0f} images/s")
+    for name, text in names.items():
+        rate, cpu_s = (statistics.median(values) for values in zip(*map(_pair, costs[name])))
+        print(f"  {text:<40} {rate:>9,.0f} {cpu_s:>16.2f}")
 
-    def ratio(other: str) -> float:
-        return statistics.median(a / b for a, b in zip(rates["miniray"], rates[other]))
+    def ratio(of: str, to: str, at: int) -> float:
+        return statistics.median(_pair(a)[at] / _pair(b)[at] for a, b in zip(costs[of], costs[to]))
 
-    print(f"  share of the engine in a step        {1 - ratio('torchrun'):>9.1%}")
-    print(f"  workers against one process          {ratio('one process'):>9.2f}x")
+    print(f"  {'share of the engine in a step, of time':<40} {1 - ratio('miniray', 'steps', 0):>9.1%}")
+    print(f"  {'share of the engine in a step, of CPU':<40} {1 - ratio('steps', 'miniray', 1):>9.1%}")
+    print(f"  {'miniray against torchrun':<40} {ratio('miniray', 'plain', 0):>8.2f}x")
+    print(f"  {'miniray against one process':<40} {ratio('miniray', 'one process', 0):>8.2f}x")
+
+
+def _pair(cost: Cost) -> tuple[float, float]:
+    return cost.rate, cost.cpu_s
 
 
 if __name__ == "__main__":

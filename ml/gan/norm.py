@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-_DIMENSIONS = (0, 2, 3)
+_PER_CHANNEL = (None, slice(None), None, None)
+_ALL_THREE = [True, True, True]  # gradients: of the values, the weight and the bias
 
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
@@ -44,50 +45,52 @@ def over_group(module: nn.Module) -> nn.Module:
 
 
 class _Normalise(torch.autograd.Function):
-    """Batch normalisation by the group's statistics, with its gradient."""
+    """Batch normalisation by the group's statistics, with its gradient.
+
+    By torch's own kernels for the passes over the images: they are several times as fast as the same
+    arithmetic written out over tensors.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, layer: GroupBatchNorm2d) -> Tensor:
         floats = values.float()
-        variance, mean = torch.var_mean(floats, _DIMENSIONS, correction=0)
-        local = float(floats.numel() // floats.shape[1])
-        mean, variance, count = _together(mean, variance, local)
+        mean, variance = torch.batch_norm_update_stats(floats, None, None, 0.0)
+        mean, variance, count = _together(mean, variance, floats.numel() // floats.shape[1])
         with torch.no_grad():
             layer.follow(mean, variance, count)
-        ctx.save_for_backward(floats, weight, mean, (variance + layer.eps).rsqrt(), count)
+        ctx.save_for_backward(floats, weight, mean, variance, count)
+        ctx.epsilon = layer.eps
         normal = functional.batch_norm(floats, mean, variance, weight, bias, False, 0.0, layer.eps)
         return normal.to(values.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        values, weight, mean, scale, count = ctx.saved_tensors
-        gradient = gradients[0].float()
-        total = gradient.sum(_DIMENSIONS)
-        moment = torch.einsum("nchw,nchw->c", gradient, values) - mean * total
-        both = torch.cat([total, moment])
-        of_group = both.clone()
+        values, weight, mean, variance, count = ctx.saved_tensors
+        # As if the statistics were constants: passed is weight·scale·g, and the sums over this worker's
+        # images of g·x̂ and of g are the gradients of weight and bias.
+        passed, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0].float(), values, weight, mean, variance, None, None, False, ctx.epsilon, _ALL_THREE
+        )
+        of_group = torch.cat([of_weight, of_bias])
         dist.all_reduce(of_group)
-        total_mean, moment_mean = (of_group / count).chunk(2)
-        # d/dx: weight·scale·(g - mean(g) - x̂·mean(g·x̂)), per channel an affine map of g and x
-        slope = -weight * scale**3 * moment_mean
+        moment_mean, total_mean = (of_group / count).chunk(2)
+        # What the statistics add: -weight·scale·(mean(g) + x̂·mean(g·x̂)), per channel an affine map of x.
+        scale = (variance + ctx.epsilon).rsqrt()
+        slope = -weight * scale**2 * moment_mean
         offset = -weight * scale * total_mean - slope * mean
-        wide = (None, slice(None), None, None)
-        passed = (weight * scale)[wide] * gradient + slope[wide] * values + offset[wide]
-        return passed.to(gradients[0].dtype), moment * scale, total, None
+        passed.addcmul_(values, slope[_PER_CHANNEL]).add_(offset[_PER_CHANNEL])
+        return passed.to(gradients[0].dtype), of_weight, of_bias, None
 
 
-def _together(mean: Tensor, variance: Tensor, local: float) -> tuple[Tensor, Tensor, Tensor]:
+def _together(mean: Tensor, variance: Tensor, local: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and variance of all ranks' values, and how many there are, from each rank's own.
 
-    Merged from the ranks' means and variances, not from sums of squares, which would lose digits.
+    Summed in double precision: the squares of single precision have room there.
     """
-    mine = torch.cat([mean, variance, mean.new_tensor([local])])
-    rows = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(rows, mine)
-    table = torch.stack(rows)
-    counts = table[:, -1:]
-    count = counts.sum()
-    means, variances = table[:, :-1].chunk(2, dim=1)
-    centre = (counts * means).sum(0) / count
-    spread = (counts * (variances + (means - centre) ** 2)).sum(0) / count
-    return centre, spread, count
+    mean, variance = mean.double(), variance.double()
+    sums = torch.cat([mean, variance + mean**2, mean.new_ones(1)]).mul_(local)
+    dist.all_reduce(sums)
+    count = sums[-1:]
+    centre, squares = (sums[:-1] / count).chunk(2)
+    spread = (squares - centre**2).clamp_(min=0.0)
+    return centre.float(), spread.float(), count.float()

@@ -8,18 +8,19 @@ from ml.gan import bench
 
 
 def test_ratios_are_medians_over_turns_not_ratios_of_medians(capsys: pytest.CaptureFixture[str]) -> None:
-    """The machine was twice as busy in the second turn: both ways met that alike."""
+    """The machine was twice as busy in the second turn: all ways met that alike."""
     options = bench._parser().parse_args(["--workers", "2", "--turns", "3"])
-    rates = {
-        "torchrun": [1000.0, 500.0, 1000.0],
-        "miniray": [990.0, 495.0, 1010.0],
-        "one process": [900.0, 450.0, 800.0],
+    costs = {
+        "plain": [bench.Cost(900.0, 2.0), bench.Cost(450.0, 2.0), bench.Cost(900.0, 2.0)],
+        "steps": [bench.Cost(1000.0, 1.98), bench.Cost(500.0, 2.0), bench.Cost(1000.0, 2.0)],
+        "miniray": [bench.Cost(990.0, 2.0), bench.Cost(495.0, 2.0), bench.Cost(1010.0, 2.0)],
+        "one process": [bench.Cost(900.0, 2.0), bench.Cost(450.0, 2.0), bench.Cost(800.0, 2.0)],
     }
-    bench._show(options, rates)
+    bench._show(options, costs)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "width 32, batch 2 x 64, ddp, median of 3 turns"
-    assert lines[1].split() == ["torchrun,", "2", "processes", "of", "1", "thread", "1,000", "images/s"]
-    assert lines[-2].split()[-1] == "1.0%" and lines[-1].split()[-1] == "1.10x"
+    assert lines[2].split() == ["torchrun,", "2", "x", "1", "thread:", "plain", "PyTorch", "900", "2.00"]
+    assert [line.split()[-1] for line in lines[-4:]] == ["1.0%", "0.0%", "1.10x", "1.10x"]
 
 
 def test_the_first_round_is_not_counted() -> None:

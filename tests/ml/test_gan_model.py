@@ -16,6 +16,7 @@ from ml.gan import data, model  # noqa: E402
 from ml.gan.adam import Adam  # noqa: E402
 from ml.gan.config import TrainConfig  # noqa: E402
 from ml.gan.draw import CHUNK, calibrate, chunks, draw_images  # noqa: E402
+from ml.gan.plain import PlainTraining  # noqa: E402
 from ml.gan.replica import Replica  # noqa: E402
 from ml.gan.vector import Layout  # noqa: E402
 
@@ -223,3 +224,13 @@ def test_a_report_counts_images_and_means(images: np.ndarray) -> None:
     report = Replica(CONFIG, 0, images).train(0, 3)
     assert report.images == 24 and report.seconds > 0
     assert 0 < report.d_real < 1 and 0 < report.d_fake < 1 and report.d_loss > 0 and report.g_loss > 0
+
+
+def test_plain_pytorch_takes_the_same_steps(images: np.ndarray) -> None:
+    """What the job is measured against does the same work, by torch's own optimiser and losses."""
+    ours, plain = Replica(CONFIG, 0, images), PlainTraining(CONFIG, images)
+    ours.train(0, 3)
+    assert plain.steps(0, 3) == 24
+    for mine, theirs in zip(ours.modules.values(), (plain.generator, plain.discriminator)):
+        for name, value in theirs.state_dict().items():
+            assert torch.allclose(mine.state_dict()[name], value, atol=1e-5), name
