@@ -33,6 +33,9 @@ from miniray.core.resources import Resources
 HOPS = 3
 """A request is forwarded at most so often; then it waits where it is."""
 
+STUCK_S = 2.0
+"""So long one waits where it may not be forwarded; then it goes a step back if there is room elsewhere."""
+
 HOPELESS_S = 1.0
 """A request that no view of the cluster could serve is refused after so long."""
 
@@ -222,11 +225,15 @@ class LeaseQueue:
         for queue in list(self.queues.values()):
             for request in list(queue.requests.values()):
                 choice = self._choose(request)
-                if choice.node_id in (None, self.node_id) or request.message.hops >= HOPS:
+                is_last = request.message.hops >= HOPS
+                if choice.node_id in (None, self.node_id) or (is_last and now - request.since < STUCK_S):
                     break  # those behind it would fare no better
                 assert choice.node_id is not None
                 self._leave(request)
-                self._send_on(now, request, choice.node_id)
+                if is_last:
+                    self._give_back(request)
+                else:
+                    self._send_on(now, request, choice.node_id)
 
     def _settle(self, now: float) -> None:
         """Give back what was taken off the views of nodes that have not reported since.
@@ -240,13 +247,17 @@ class LeaseQueue:
     def _send_on(self, now: float, request: Request, node_id: bytes) -> None:
         """Forward, but never to where it came from: that raylet still has it, and places it anew."""
         if request.via and node_id in (request.via, request.message.requester.node_id):
-            del self.known[request.key]
-            failure = common.Failure(kind=common.UNAVAILABLE, message="there is more room where it came from")
-            back = worker_pb2.LeaseReply(
-                request_id=request.key[1], requester=request.message.requester, failure=failure)
-            self.out.append(Send(request.via, raylet_pb2.PeerMessage(lease_reply=back)))
+            self._give_back(request)
         else:
             self._forward(now, request, node_id)
+
+    def _give_back(self, request: Request) -> None:
+        """Let the raylet that sent it here place it anew."""
+        del self.known[request.key]
+        failure = common.Failure(kind=common.UNAVAILABLE, message="there is more room elsewhere")
+        back = worker_pb2.LeaseReply(
+            request_id=request.key[1], requester=request.message.requester, failure=failure)
+        self.out.append(Send(request.via, raylet_pb2.PeerMessage(lease_reply=back)))
 
     def _forward(self, now: float, request: Request, node_id: bytes) -> None:
         request.forwarded = node_id

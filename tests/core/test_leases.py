@@ -7,6 +7,7 @@ from rig import JOB, NODE, PEER, UNIT, Rig, scheduling_class
 
 from miniray._proto import common_pb2 as common
 from miniray._proto import worker_pb2
+from miniray.core import lease_queue
 
 
 def cpu_free(rig: Rig) -> float:
@@ -239,6 +240,24 @@ def test_a_forwarded_request_is_served_and_ends_with_its_requester() -> None:
     rig.from_peer(worker_gone=gone)
     assert [s.worker_id for s in rig.stops()] == [reply.worker.worker_id]
     assert cpu_free(rig) == 2
+
+
+def test_what_has_been_sent_on_too_often_goes_a_step_back_when_there_is_room_elsewhere() -> None:
+    rig = Rig(CPU=1)
+    driver = rig.driver()
+    rig.boot_all()
+    rig.ask(driver, scheduling_class(CPU=1))
+    rig.peer(CPU=0)
+    requester = common.Address(node_id=b"o" * 28, worker_id=b"y" * 28)
+    rig.from_peer(lease_request=worker_pb2.LeaseRequest(
+        request_id=5, requester=requester, scheduling_class=scheduling_class(), hops=lease_queue.HOPS))
+    rig.advance(lease_queue.STUCK_S + 1)
+    assert not [reply for reply in rig.to(PEER, "lease_reply") if reply.HasField("failure")], "no room yet"
+    rig.peer(b"z" * 28, CPU=4)
+    rig.advance(1.0)
+    (back,) = (reply for reply in rig.to(PEER, "lease_reply") if reply.HasField("failure"))
+    assert back.failure.kind == common.UNAVAILABLE and back.requester == requester
+    assert not rig.node.requests.known
 
 
 def test_a_lost_node_sends_requests_back_and_ends_leases_held_from_there() -> None:

@@ -162,14 +162,18 @@ class HollowCluster:
         return b"driver".ljust(28, b".")
 
     def _run_tasks(self) -> None:
-        """Leases are the raylets' affair: what reaches the head is their figures."""
+        """Leases are the raylets' affair: what reaches the head is their figures.
+
+        Those who see others would send some on, to nodes that see nobody and could not do so in turn.
+        """
         roomy: list[HollowNode] = []
         for _ in range(self.size.tasks):
             while not roomy or not roomy[-1].has_cpu(UNIT):
                 if roomy:
                     roomy.pop()
                 if not roomy:
-                    roomy = [node for node in self.nodes if node.workers and node.has_cpu(UNIT)]
+                    roomy = [node for node in self.nodes
+                             if node.workers and not node.sees and node.has_cpu(UNIT)]
             self._run_task(roomy[-1])
             roomy.insert(0, roomy.pop())
         self.clock.run(self.clock.now + 5.0)
