@@ -10,6 +10,10 @@ the raylet is not on the path of a task.
                   │                      ▲                       │
                   └── LeaseWanted ──▶ raylet grants              └─ bounced, worker gone ──▶ queue
 
+A lease takes the oldest task, unless what that one needs lies on another node and one of the next
+`LOOK_AHEAD` has its bytes here: fetching costs more than waiting in line does. Each lease is asked for
+with the places of the arguments of a task of its own.
+
 A worker takes several tasks at a time only while they are short: the expected time of what is
 in flight on one lease stays under `WINDOW_US`, by the mean that workers report. A task that
 nobody has run yet travels alone. A worker that blocks, or that is held up by one task, *bounces*
@@ -36,6 +40,13 @@ WINDOW_US = 2000.0
 DEPTH = 512
 """Tasks in flight on one lease, at most."""
 
+LOOK_AHEAD = 32
+"""So many tasks are looked at for one whose arguments are near; so often the oldest is passed over."""
+
+ARGUMENTS_LOOKED_AT = 32
+NEAR_LEAST = 100_000
+"""Bytes of arguments for which a place is chosen."""
+
 REQUESTS = 10
 """Lease requests of one lane that may be under way at once."""
 
@@ -49,10 +60,11 @@ IDLE_S = 0.025
 
 @dataclass(slots=True)
 class LeaseWanted:
-    """Ask the raylet for a lease for `lane`."""
+    """Ask the raylet for a lease for `lane`, best where the arguments of `record` are."""
 
     request_id: int
     lane: Lane
+    record: TaskRecord
 
 
 @dataclass(slots=True)
@@ -110,7 +122,7 @@ class Remote:
 class Lane:
     """The tasks of one scheduling class and the leases they use."""
 
-    __slots__ = ("key", "spec", "queue", "leases", "requests", "reason", "spreads")
+    __slots__ = ("key", "spec", "queue", "leases", "requests", "reason", "spreads", "passed_over")
 
     def __init__(self, key: Any, spec: Any) -> None:
         self.key = key
@@ -120,10 +132,28 @@ class Lane:
         self.requests: dict[int, None] = {}
         self.reason = ""                # why nothing is granted, as the raylet says
         self.spreads = False            # the next task shall go elsewhere: an idle lease is not kept
+        self.passed_over = 0            # tasks that went before the oldest, being nearer
 
     @property
     def idle(self) -> bool:
         return not self.queue and not self.leases and not self.requests
+
+
+def places(record: TaskRecord) -> dict[bytes, int]:
+    """Bytes of the task's stored arguments by the node that has them; a sample when there are many."""
+    found: dict[bytes, int] = {}
+    for entry in (record.dependencies or ())[:ARGUMENTS_LOOKED_AT]:
+        if entry.rare is not None:
+            for node_id in entry.rare.locations:
+                found[node_id] = found.get(node_id, 0) + entry.size
+    return found
+
+
+def _is_far(record: TaskRecord, node_id: bytes) -> bool:
+    """Another node has more of the task's arguments, and so much that it counts."""
+    found = places(record)
+    most = max(found.values(), default=0)
+    return most >= NEAR_LEAST and found.get(node_id, 0) < most
 
 
 class Submission:
@@ -286,7 +316,7 @@ class Submission:
             remote = self._least_loaded(lane, cost)
             if remote is None:
                 break
-            record = queue.popleft()
+            record = queue.popleft() if queue[0].dependencies is None else self._nearest(lane, remote)
             if record.dependencies is not None and not self.still_ready(record):
                 continue
             remote.load_us += cost
@@ -311,6 +341,19 @@ class Submission:
                 best = remote
         return best
 
+    def _nearest(self, lane: Lane, remote: Remote) -> TaskRecord:
+        """Take from the queue what is to run on this lease."""
+        queue, node_id = lane.queue, remote.address[0]
+        if not lane.spreads and lane.passed_over < LOOK_AHEAD and _is_far(queue[0], node_id):
+            for position in range(1, min(LOOK_AHEAD, len(queue))):
+                record = queue[position]
+                if record.template.cost_us == queue[0].template.cost_us and not _is_far(record, node_id):
+                    lane.passed_over += 1
+                    del queue[position]
+                    return record
+        lane.passed_over = 0
+        return queue.popleft()
+
     def _want_leases(self, now: float, lane: Lane) -> None:
         queued = len(lane.queue)
         cost = lane.queue[0].template.cost_us
@@ -333,10 +376,11 @@ class Submission:
             if other is not lane and other.leases and not other.queue:
                 self._give_back_idle(other)
         for _ in range(wanted):
+            record = lane.queue[min(len(lane.requests), queued - 1)]
             self._next_request += 1
             lane.requests[self._next_request] = None
             self._requests[self._next_request] = lane
-            self.out.append(LeaseWanted(self._next_request, lane))
+            self.out.append(LeaseWanted(self._next_request, lane, record))
 
     def _trim(self, lane: Lane) -> None:
         """Requests beyond what is queued are withdrawn."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from miniray._proto import common_pb2 as pb
 from miniray._proto import worker_pb2 as wire
-from miniray.core.submission import Lane, LeaseWanted
+from miniray.core.submission import Lane, LeaseWanted, places
 from miniray.core.tasks import MethodTemplate, TaskTemplate
 from miniray.runtime import values
 
@@ -77,13 +77,7 @@ def lease_request(worker: CoreWorker, wanted: LeaseWanted) -> wire.LeaseRequest:
     request = wire.LeaseRequest(request_id=wanted.request_id, backlog=len(lane.queue))
     request.requester.node_id, request.requester.worker_id = worker.address
     request.scheduling_class.CopyFrom(lane.spec)
-    if lane.queue:
-        request.scheduling_class.function_name = lane.queue[0].name
-        places: dict[bytes, int] = {}
-        arguments = lane.queue[0].arguments
-        for entry in () if type(arguments) is bytes else arguments.slots:
-            for node in entry.locations:
-                places[node] = places.get(node, 0) + entry.size
-        for node, size in places.items():
-            request.arguments.add(node_id=node, bytes=size)
+    request.scheduling_class.function_name = wanted.record.name
+    for node_id, size in places(wanted.record).items():
+        request.arguments.add(node_id=node_id, bytes=size)
     return request

@@ -40,6 +40,7 @@ class Rig:
         self.records: dict[str, TaskRecord] = {}
         self.entries: dict[str, ObjectEntry] = {}
         self.actors: dict[str, ActorClient] = {}
+        self.wanted: list[LeaseWanted] = []
         self._names: dict[bytes, str] = {}
         self._lines: list[str] = []
         self._count = 0
@@ -174,6 +175,7 @@ class Rig:
 
     def _turn(self) -> None:
         """What a shell does after each stimulus: carry out the effects. And check the machine."""
+        self.wanted.extend(effect for effect in self.owner.out if isinstance(effect, LeaseWanted))
         self._lines.extend(self._render(effect) for effect in self.owner.out)
         self.owner.out.clear()
         self.owner.check()

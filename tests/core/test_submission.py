@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from owner_rig import W1, W2, Rig, failed
+from owner_rig import W1, W2, W3, Rig, failed
 
-from miniray.core.submission import DEPTH, IDLE_S, REQUESTS, WINDOW_US
+from miniray.core.submission import DEPTH, IDLE_S, LOOK_AHEAD, NEAR_LEAST, REQUESTS, WINDOW_US, places
 
 
 def test_a_ready_task_asks_for_a_lease_and_runs_on_it() -> None:
@@ -377,3 +377,60 @@ def test_a_lane_that_spreads_does_not_keep_an_idle_lease() -> None:
     assert "return lease 1" in rig.effects()
     rig.submit("c")
     assert any(effect.startswith("want lease") for effect in rig.effects())
+
+
+def place(rig: Rig, name: str, node: bytes) -> None:
+    rig.put(name, node=node).size = NEAR_LEAST
+
+
+def test_a_lease_takes_a_task_whose_arguments_are_there_before_older_ones_that_are_far() -> None:
+    rig = Rig()
+    place(rig, "here", W1[0])
+    place(rig, "there", W3[0])
+    rig.submit("far 1", "there")
+    rig.submit("far 2", "there")
+    rig.submit("near", "here")
+    rig.grant(1, W1)
+    assert rig.pushes() == ["push near to w1"]
+    rig.grant(2, W3)
+    assert rig.pushes() == ["push far 1 to w3"]
+    rig.reply("near", spent_us=WINDOW_US)  # better far than idle
+    assert rig.pushes() == ["push far 2 to w1"]
+
+
+def test_small_arguments_and_lanes_that_spread_keep_their_order() -> None:
+    for size, spreads in ((NEAR_LEAST - 1, False), (NEAR_LEAST, True)):
+        rig = Rig()
+        rig.lane().spreads = spreads
+        place(rig, "here", W1[0])
+        place(rig, "there", W3[0])
+        rig.entries["there"].size = size
+        rig.submit("far", "there")
+        rig.submit("near", "here")
+        rig.grant(1, W1)
+        assert rig.pushes() == ["push far to w1"]
+
+
+def test_the_oldest_task_is_passed_over_only_so_often() -> None:
+    rig = Rig()
+    place(rig, "here", W1[0])
+    place(rig, "there", W3[0])
+    rig.submit("far", "there")
+    for number in range(LOOK_AHEAD + 5):
+        rig.submit(f"near {number}", "here")
+    rig.grant(1, W1)
+    for number in range(LOOK_AHEAD - 1):
+        rig.reply(f"near {number}", spent_us=WINDOW_US)
+    assert "push far to w1" not in rig.pushes()
+    rig.reply(f"near {LOOK_AHEAD - 1}", spent_us=WINDOW_US)
+    assert rig.pushes() == ["push far to w1"]
+
+
+def test_each_lease_is_asked_for_with_the_places_of_a_task_of_its_own() -> None:
+    rig = Rig()
+    place(rig, "here", W1[0])
+    place(rig, "there", W3[0])
+    rig.submit("a", "here")
+    rig.submit("b", "there")
+    found = [places(wanted.record) for wanted in rig.wanted]
+    assert found == [{W1[0]: NEAR_LEAST}, {W3[0]: NEAR_LEAST}]

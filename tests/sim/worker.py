@@ -17,7 +17,7 @@ from miniray.core.calls import ActorClient, ActorInDoubt, HandleGone
 from miniray.core.directory import FAILED, FREED, INLINE, PENDING, STORED, UNKNOWN, Address, ObjectEntry
 from miniray.core.owner import Ask, Owner
 from miniray.core.ownership import BorrowAdd, BorrowDrop, Free, Watch
-from miniray.core.submission import LeaseDone, LeaseUnwanted, LeaseWanted, Paused
+from miniray.core.submission import LeaseDone, LeaseUnwanted, LeaseWanted, Paused, places
 from miniray.core.tasks import STREAMING, TaskRecord
 
 from .actors import Actors
@@ -390,13 +390,8 @@ class SimWorker:
         request = wire.LeaseRequest(request_id=effect.request_id, backlog=len(lane.queue))
         request.requester.node_id, request.requester.worker_id = self.address
         request.scheduling_class.CopyFrom(lane.spec)
-        if lane.queue:
-            places: dict[bytes, int] = {}
-            for entry in lane.queue[0].arguments.slots:
-                for node in entry.locations:
-                    places[node] = places.get(node, 0) + entry.size
-            for node, size in places.items():
-                request.arguments.add(node_id=node, bytes=size)
+        for node_id, size in places(effect.record).items():
+            request.arguments.add(node_id=node_id, bytes=size)
         self.tell_raylet(wire.ToRaylet(lease_request=request))
 
     def _lease_unwanted(self, effect: LeaseUnwanted) -> None:
