@@ -89,7 +89,8 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load of damaged or foreign bytes can raise nearly anything
-        raise ArtifactError(f"{path}: not a file of weights that can be loaded safely ({error})") from error
+        reason = str(error) or type(error).__name__
+        raise ArtifactError(f"{path}: not a file of weights that can be loaded safely ({reason})") from error
     if not isinstance(content, dict):
         raise ArtifactError(f"{path}: holds a {type(content).__name__}, not a dictionary of tensors")
     return content

@@ -28,6 +28,7 @@ class TrainConfig:
     ema_decay: float = 0.999  # per step, of the generator that is saved; 0: save the raw weights
     seed: int = 0
     amp: bool = False  # compute in bfloat16 where that is safe
+    compile: bool = False  # both networks by torch.compile
     channels_last: bool = True  # memory layout of images and kernels
     device: str = "cpu"  # cpu | cuda, after "auto" is resolved
     dataset: str = "mnist5k"

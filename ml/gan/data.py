@@ -76,7 +76,8 @@ def load(name: str, *, data_dir: str | None = None, download: bool = False, seed
     kind, _, rest = name.partition(":")
     try:
         if kind == "synthetic":
-            found, source = readers.synthetic(int(rest) if rest else 5_000, seed), f"made from seed {seed}"
+            count = max(0, int(rest)) if rest else 5_000
+            found, source = readers.synthetic(count, seed), f"made from seed {seed}"
         elif kind == "folder" and rest:
             found, source = readers.folder(Path(rest).expanduser()), str(Path(rest).expanduser())
         elif kind in _KINDS and not rest:

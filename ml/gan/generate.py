@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.gan.machine import usable_cores
-from ml.gan.options import ADDRESS_HELP, DEVICES, HelpFormatter, count, positive
+from ml.gan.options import ADDRESS_HELP, DEVICES, HelpFormatter, count, positive, seed, unusable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--as", dest="form", choices=FORMS, default="both", help="what to write")
     found.add_argument("--output", default="./generated", metavar="DIR", help="folder of the PNG files")
     found.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="image i depends on this, i and the model"
+        "--seed", type=seed, default=0, metavar="N", help="image i depends on this, i and the model"
     )
     found.add_argument("--device", choices=DEVICES, default="auto", help="without --distributed")
     found.add_argument("--distributed", action="store_true", help="draw in actors on a cluster's CPUs")
@@ -82,8 +82,14 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         generator = generator_from(load_weights(Path(options.model)))
-    except (ArtifactError, ValueError) as error:
+    except ArtifactError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ValueError as error:
         print(f"error: {options.model}: {error}", file=sys.stderr)
+        return 2
+    if fault := unusable(Path(options.output)):
+        print(f"error: --output: {fault}", file=sys.stderr)
         return 2
     if options.distributed:
         return _on_cluster(generator, options)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.gan import data, readers
-from ml.gan.options import HelpFormatter, count
+from ml.gan.options import HelpFormatter, count, seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--num-images", type=count, default=1_000, metavar="N", help="to compare, of each side, at most"
     )
-    found.add_argument("--seed", type=int, default=0, metavar="N", help="of the images that are drawn")
+    found.add_argument("--seed", type=seed, default=0, metavar="N", help="of the images that are drawn")
     found.add_argument("--json", action="store_true", help="print all figures as JSON")
     return found
 
@@ -57,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(f"this needs torch, which does not import ({error}); pip install 'miniray[ml]'")
     try:
         drawn = _drawn(options)
-    except (ArtifactError, ValueError, readers.BadData) as error:
+    except ArtifactError as error:
+        return _refuse(str(error))
+    except (ValueError, readers.BadData) as error:
         return _refuse(f"{options.images or options.model}: {error}")
     if len(drawn) < _FEWEST:
         return _refuse(f"{len(drawn)} images: at least {_FEWEST} are needed")

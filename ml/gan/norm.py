@@ -36,11 +36,16 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
 
 
-def over_group(module: nn.Module) -> nn.Module:
-    """`module` with every BatchNorm2d, in place, over the batches of the group."""
+def over_group(module: nn.Module, compiled: bool = False) -> nn.Module:
+    """`module` with every BatchNorm2d, in place, over the batches of the group.
+
+    `compiled`: the module is for torch.compile, which has to leave these layers as they are.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.__class__ = GroupBatchNorm2d
+            if compiled:
+                layer.forward = torch.compiler.disable(layer.forward)
     return module
 
 

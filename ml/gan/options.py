@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
+import tempfile
+from pathlib import Path
 
 DEVICES = ("auto", "cpu", "cuda")
 ADDRESS_HELP = "cluster: host:port or auto; empty: $MINIRAY_ADDRESS, else a local one for this run"
@@ -39,3 +42,38 @@ def fraction(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text}: from 0 to below 1")
     return value
+
+
+def above_zero(text: str) -> float:
+    """An argparse type: a finite number greater than 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: greater than 0")
+    return value
+
+
+def seconds(text: str) -> float:
+    """An argparse type: a finite number of at least 0."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: zero or more")
+    return value
+
+
+def seed(text: str) -> int:
+    """An argparse type: what random numbers can be made from."""
+    value = int(text)
+    if abs(value) >= 2**62:
+        raise argparse.ArgumentTypeError(f"{text}: between -2**62 and 2**62")
+    return value
+
+
+def unusable(folder: Path) -> str:
+    """Why nothing can be written into a folder, which is made if it is not there; "" if it can."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return f"cannot write into {folder.absolute()} ({reason}): name another folder"

@@ -61,6 +61,7 @@ class Replica:
         pair = model.build(config.latent_dim, config.width, config.seed)
         self._generator, self._discriminator = (self._placed(module) for module in pair)
         self.modules = {"generator": self._generator, "discriminator": self._discriminator}
+        self._draw, self._judge = (self._ready_to_run(module) for module in self.modules.values())
         self._share_gradients: Callable[[Iterable[Tensor]], None] | None = None
         self._layout = Layout(self.modules)
         self._optimisers = [Adam(module.parameters(), config.lr, _BETAS) for module in self.modules.values()]
@@ -72,6 +73,11 @@ class Replica:
         if self._config.channels_last:
             moved.to(memory_format=torch.channels_last)  # in place; torch's stubs do not know this argument
         return module.train()
+
+    def _ready_to_run(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """The module as a step runs it; compiled, where that is asked for, at the first call."""
+        run: Callable[[Tensor], Tensor] = torch.compile(module) if self._config.compile else module
+        return run
 
     def share_gradients(self, together: Callable[[Iterable[Tensor]], None]) -> None:
         """From now on step on the sum of all workers' gradients, which `together` makes in place."""
@@ -108,13 +114,17 @@ class Replica:
             self._order = (epoch, self._schedule.order(epoch))
         start, end = self._schedule.share(step, self._rank)
         batch = torch.from_numpy(self._images[self._order[1][start:end]])  # indexing copies: ours to write
-        scaled = batch.to(self.device).float().div_(127.5).sub_(1.0)
+        scaled = self._moved(batch).float().div_(127.5).sub_(1.0)
         return scaled.expand(-1, model.IMAGE_CHANNELS, -1, -1)
 
     def _noise(self, step: int, count: int) -> Tensor:
         first = self._schedule.noise_start(step, self._rank)
         rows = normal_rows(self._config.seed, Stream.TRAINING_NOISE, first, count, self._config.latent_dim)
-        return torch.from_numpy(rows).to(self.device)
+        return self._moved(torch.from_numpy(rows))
+
+    def _moved(self, host: Tensor) -> Tensor:
+        """A tensor on the device; to a GPU from pinned memory, so that nothing waits for the copy."""
+        return host if self.device.type == "cpu" else host.pin_memory().to(self.device, non_blocking=True)
 
     def _weight(self, step: int, count: int) -> float:
         """What this worker's mean counts in the mean of all: its share of the step's images."""
@@ -132,14 +142,13 @@ class Replica:
 
     def _judged(self, images: Tensor) -> Tensor:
         with self._precision():
-            logits: Tensor = self._discriminator(images)
-        return logits.float()
+            return self._judge(images).float()
 
     def _step(self, real: Tensor, noise: Tensor, weight: float) -> Tensor:
         """One update of each network; returns (d_loss, g_loss, d_real, d_fake) without waiting for a GPU."""
         g_optimiser, d_optimiser = self._optimisers
         with self._precision():
-            fake = self._generator(noise)
+            fake = self._draw(noise)
 
         d_optimiser.zero_grad()
         on_real, on_fake = self._judged(real), self._judged(fake.detach())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import os
 import shutil
 import signal
 import sys
@@ -20,7 +21,18 @@ from typing import TYPE_CHECKING, Any
 
 from ml.gan import data
 from ml.gan.config import FIXED_ON_RESUME, STRATEGIES, WAYS, TrainConfig
-from ml.gan.options import ADDRESS_HELP, DEVICES, HelpFormatter, count, fraction, positive
+from ml.gan.options import (
+    ADDRESS_HELP,
+    DEVICES,
+    HelpFormatter,
+    above_zero,
+    count,
+    fraction,
+    positive,
+    seconds,
+    seed,
+    unusable,
+)
 
 if TYPE_CHECKING:
     from ml.gan.scores import Scores
@@ -95,21 +107,24 @@ def _add_training(add: Any) -> None:
     for name, kind, metavar, text in (
         ("epochs", positive, "N", "passes over the data"),
         ("batch-size", positive, "N", "images a step, of each worker"),
-        ("lr", float, "X", "Adam's learning rate, of both networks"),
+        ("lr", above_zero, "X", "Adam's learning rate, of both networks"),
         ("width", positive, "N", "channels at 16x16; twice and four times as many below"),
         ("latent-dim", positive, "N", "length of the generator's input"),
         ("label-smoothing", fraction, "X", "real images are taught as 1 - X"),
         ("ema-decay", fraction, "X", "moving average, per step, that is saved; 0: the weights themselves"),
-        ("seed", int, "N", "decides every random number of the run"),
+        ("seed", seed, "N", "decides every random number of the run"),
     ):
         default = getattr(_DEFAULTS, name.replace("-", "_"))
         add.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=text)
     add.add_argument("--amp", action="store_true", help="compute in bfloat16 where that is safe")
     add.add_argument(
+        "--compile", action="store_true", help="both networks by torch.compile; needs a compiler"
+    )
+    add.add_argument(
         "--channels-last", action=argparse.BooleanOptionalAction, default=True, help="memory layout"
     )
     add.add_argument(
-        "--time-limit", type=float, default=0.0, metavar="SECONDS", help="then end and save; 0: none"
+        "--time-limit", type=seconds, default=0.0, metavar="SECONDS", help="then end and save; 0: none"
     )
 
 
@@ -147,6 +162,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace, images: data.ImageSet) -> int:
+    if fault := "" if options.resume else unusable(Path(options.save_dir)):
+        raise UsageError(f"--save-dir: {fault}")
+    if options.quality_images == 1:
+        raise UsageError("--quality-images 1: two or more, or 0 for none")
     try:
         import torch
     except ImportError as error:
@@ -195,8 +214,15 @@ def _config(options: argparse.Namespace, device: str) -> TrainConfig:
 def _check_size(config: TrainConfig, images: int) -> None:
     if images < 2 * config.workers:
         raise UsageError(f"{images} images for {config.workers} workers: each needs at least 2 (BatchNorm)")
+    if config.compile and config.device == "cpu" and not _compiler():
+        raise UsageError("--compile needs a C++ compiler on the CPU, and there is no g++ or clang++ here")
     if config.batch_size < 2:
         raise UsageError("--batch-size 1: BatchNorm needs at least 2 images")
+
+
+def _compiler() -> str | None:
+    named = os.environ.get("CXX")
+    return next(filter(None, map(shutil.which, [*([named] if named else []), "g++", "clang++"])), None)
 
 
 def _resume(options: argparse.Namespace, config: TrainConfig) -> State | None:
@@ -279,12 +305,20 @@ def _outputs(options: argparse.Namespace, config: TrainConfig, gpus: int) -> Out
     if options.max_failures < -1:
         raise UsageError(f"--max-failures {options.max_failures}: zero or more, or -1 for any number")
     resources = {"CPU": 1.0}
-    if config.device == "cuda":  # whole GPUs where they suffice, else equal parts that pack onto them
-        resources["GPU"] = 1.0 / math.ceil(config.workers / gpus)
+    if config.device == "cuda":
+        resources["GPU"] = share_of_gpu(config.workers, gpus)
     return Outputs(
         Path(options.save_dir), options.checkpoint_every, options.preview_every, options.quality_every,
         options.quality_images, options.time_limit, options.max_failures, options.min_workers, resources,
     )  # fmt: skip
+
+
+def share_of_gpu(workers: int, gpus: int) -> float:
+    """What each worker reserves: a whole GPU where they suffice, else equal parts that pack onto them.
+
+    Rounded down to what resources are counted in, so that all parts of a GPU fit.
+    """
+    return math.floor(1e4 / math.ceil(workers / gpus)) / 1e4
 
 
 def _headline(config: TrainConfig, images: data.ImageSet, resumed: State | None) -> str:

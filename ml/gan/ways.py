@@ -56,7 +56,7 @@ def make_way(
     )  # fmt: skip
     size = context.get_world_size()
     if config.parallel == "ddp":
-        return _EveryStep(replica, merger, size)
+        return _EveryStep(replica, merger, size, config.compile)
     if config.parallel == "ps" and size > 1:
         return _Server(replica, merger, layout, start, context)
     return _Merged(replica, merger, layout, config, size)
@@ -65,11 +65,11 @@ def make_way(
 class _EveryStep:
     lockstep = True
 
-    def __init__(self, replica: Replica, merger: Merger, size: int) -> None:
+    def __init__(self, replica: Replica, merger: Merger, size: int, compiled: bool) -> None:
         self._replica, self._merger = replica, merger
         if size > 1:
             for module in replica.modules.values():
-                over_group(module)
+                over_group(module, compiled)
             replica.share_gradients(sum_gradients)
 
     def train(self, round_: Round) -> Report:

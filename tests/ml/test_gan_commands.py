@@ -152,12 +152,48 @@ def test_a_missing_data_set_ends_with_code_2_before_anything_starts(
         (["--dataset", "mnist"], "on offer"),
         (["--dataset", "synthetic:few"], "synthetic:few"),
         (["--lr", "fast"], "--lr"),
+        (["--lr", "-1"], "greater than 0"),
+        (["--width", "0"], "at least 1"),
+        (["--time-limit", "nan"], "zero or more"),
+        (["--seed", str(2**70)], "2**62"),
+        (["--quality-images", "1"], "two or more"),
+        (["--dataset", "synthetic:-5"], "16 or more"),
+        (["--save-dir", "/proc/nothing/here"], "cannot write into /proc/nothing/here"),
     ],
 )
 def test_a_wrong_command_line_ends_with_code_2(
     more: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert says in refused(capsys, [*TINY, "--save-dir", str(tmp_path), *more])
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_drawn(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    argv = ["--model", str(trained / "generator.pth"), "--output", str(tmp_path / "taken")]
+    assert generate.main(argv) == 2
+    assert f"cannot write into {tmp_path / 'taken'}" in capsys.readouterr().err
+
+
+def test_compiling_needs_a_compiler(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_compiler", lambda: None)
+    argv = [*TINY, "--save-dir", str(tmp_path), "--device", "cpu", "--compile"]
+    assert "needs a C++ compiler" in refused(capsys, argv)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(train._compiler() is None, reason="there is no C++ compiler")
+def test_compiled_networks_learn_the_same(tmp_path: Path) -> None:
+    losses = []
+    for more in ([], ["--compile"]):
+        folder = tmp_path / f"compiled{len(more)}"
+        assert run_train(folder, "--epochs", "1", "--device", "cpu", "--quality-images", "0", *more) == 0
+        losses.append(json.loads((folder / "run.json").read_text())["history"][0]["d_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -20,7 +20,8 @@ class TorchConfig(BackendConfig):
     """How the process group is made.
 
     Args:
-        backend: "gloo" or "nccl"; None: NCCL where the worker has a GPU, else gloo.
+        backend: "gloo" or "nccl"; None: NCCL where every worker has a GPU of its own, else gloo. NCCL
+            refuses two workers on one GPU.
         timeout_s: How long a rank waits for the others, when starting and in each operation.
     """
 
@@ -32,16 +33,22 @@ class TorchConfig(BackendConfig):
         import torch
         import torch.distributed as dist
 
-        from miniray.train.torch.device import get_device
+        from miniray.train.torch.device import choose_backend, get_device, get_gpu_name
         from miniray.util.collective.rendezvous import ClusterStore, KeyValues
 
         device = get_device()
-        backend = self.backend or ("nccl" if device.type == "cuda" else "gloo")
         if device.type == "cuda":
             torch.cuda.set_device(device)
         _use_the_nodes_network()
         timeout = timedelta(seconds=self.timeout_s)
         store = ClusterStore(KeyValues(group), "start", timeout)
+        places = [""]
+        if device.type == "cuda":
+            store.set(f"gpu/{context.world_rank}", get_gpu_name())
+            places = [store.get(f"gpu/{rank}").decode() for rank in range(context.world_size)]
+        backend, reason = choose_backend(self.backend, places)
+        if reason and context.world_rank == 0:
+            print(reason, flush=True)
         dist.init_process_group(
             backend, store=store, rank=context.world_rank, world_size=context.world_size, timeout=timeout
         )
