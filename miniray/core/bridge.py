@@ -103,10 +103,16 @@ class Bridge:
             self._subscribe(channel, key, subscription.cursor)
 
     def client_gone(self, worker_id: bytes) -> None:
-        """Forget the client's subscriptions; its mutating requests still run their course."""
-        for entry in self.pending.values():
+        """Forget the client's subscriptions; its mutating requests still run their course.
+
+        But a GCS that starts afresh hears of its end before it hears of them: it would make an actor
+        that nobody owns.
+        """
+        for request_id, entry in list(self.pending.items()):
             if entry.worker_id == worker_id:
                 entry.worker_id = b""
+                if _ends_with_its_sender(entry.request):
+                    del self.pending[request_id]
         for topic, subscription in list(self.subscriptions.items()):
             if worker_id in subscription.clients:
                 del subscription.clients[worker_id]
@@ -165,6 +171,10 @@ class Bridge:
             for worker_id in subscription.clients:
                 self.out.append(to_client(worker_id, publication=publication))
         return mine
+
+
+def _ends_with_its_sender(request: gcs_pb2.ControlRequest) -> bool:
+    return request.WhichOneof("body") == "actor_register" and not request.actor_register.spec.detached
 
 
 def refused(kind: common.ErrorKind, message: str, request_id: int) -> gcs_pb2.ControlReply:

@@ -512,6 +512,23 @@ def test_after_a_restart_of_the_gcs_what_was_unanswered_is_asked_again() -> None
     assert cursors == {"worker": 0, "actor": 7}
 
 
+def test_after_a_restart_of_the_gcs_no_actor_is_asked_for_whose_owner_has_ended() -> None:
+    """The new GCS hears of the owner's end first, and would keep the actor for ever."""
+    rig = Rig()
+    driver = rig.driver()
+    for number, detached in ((1, False), (2, True)):
+        spec = common.ActorSpec(actor_id=bytes([number]) * 16, detached=detached)
+        spec.owner.node_id, spec.owner.worker_id = NODE, driver
+        register = gcs_pb2.ActorRegister(spec=spec)
+        rig.say(driver, control=gcs_pb2.ControlRequest(request_id=number, actor_register=register))
+    rig.exit(driver)
+    rig.to(HEAD, "request")
+    rig.node.head_restarted(rig.now)
+    rig.settle()
+    again = [r.actor_register.spec for r in rig.to(HEAD, "request") if r.HasField("actor_register")]
+    assert [spec.detached for spec in again] == [True]
+
+
 def test_one_subscription_serves_all_clients_and_late_ones_get_the_present_state() -> None:
     rig = Rig()
     one, two = rig.driver(), rig.driver(b"\2\0\0\0")

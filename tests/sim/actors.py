@@ -174,6 +174,7 @@ class Actors:
         worker.world.note(worker.name, f"learns that {worker.world.name(actor_id)} is {state} ({restarts})")
         worker.owner.actor_updated(worker.world.now, actor_id, state, address, restarts, failure)
         if state == DEAD:
+            worker.cluster.oracle.actor_died(actor_id)
             for entry in self._held.pop(actor_id, ()):
                 worker.owner.ownership.unpinned(entry)
         worker.end_turn()

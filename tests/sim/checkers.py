@@ -96,7 +96,11 @@ def at_rest(cluster: Cluster) -> list[str]:
 def kept_by_actors(cluster: Cluster) -> dict[bytes, None]:
     """The objects that living actors can reach, and the actors whose handles are among them."""
     oracle = cluster.oracle
-    kept = {oid: None for oid, holders in oracle.live.items() if any(one.is_actor for one in holders)}
+    kept = {
+        oid: None
+        for oid, holders in oracle.live.items()
+        if any(one.actor is not None for one in holders)
+    }
     found = list(kept)
     for oid in found:       # grows meanwhile
         for worker in cluster.owners():

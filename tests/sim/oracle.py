@@ -8,7 +8,8 @@ It changes nothing and draws no random numbers. Safety while the cluster runs:
 - one caller's calls start in the order they were made, in each life of an actor;
 - keys of the store are registers (`registers`), and what is saved is known after a restart;
 - no object is freed while a reference to it lives in a process its owner takes for alive, unless
-  the process that the reference came from has died.
+  the process that the reference came from has died, or the reference is a constructor's argument in
+  the process of an actor that is dead by now.
 """
 
 from __future__ import annotations
@@ -63,6 +64,8 @@ class Oracle:
         """Actor -> the object that its handles carry."""
         self.read = 0
         self.errors: dict[str, int] = {}
+        self._dead_actors: dict[bytes, None] = {}
+        """Whose creators know of it."""
         self._ended: dict[bytes, None] = {}
         self._sources: dict[tuple[bytes, bytes], dict[Address, None]] = {}
         """(process, object) -> processes that its references came from."""
@@ -123,6 +126,10 @@ class Oracle:
         """A program makes an actor, whose handles carry the object `handle`."""
         self.handles[spec.actor_id] = handle
         self.world.note(worker.name, f"makes {self.world.name(spec.actor_id)} restarts {spec.max_restarts}")
+
+    def actor_died(self, actor_id: bytes) -> None:
+        """Its creator learns that it is dead, and lets go of what its constructor took."""
+        self._dead_actors[actor_id] = None
 
     # ---- values
 
@@ -226,9 +233,19 @@ class Oracle:
         for holder in self.live.get(oid, ()):
             if holder is not owner and (owner.id, holder.address) in self._struck:
                 continue
+            if self._is_actors_past(holder, oid):
+                continue
             if any(source[1] in self._ended for source in self._sources.get((holder.id, oid), ())):
                 continue    # whoever kept the object for this reference has died on the way
             self.fail(f"{self.world.name(oid)} {what} while {holder.name} holds a reference", oid)
+
+    def _is_actors_past(self, holder: SimWorker, oid: bytes) -> bool:
+        """Its creator kept the object for the constructor, until the actor was dead; its process ends."""
+        spec = holder.actor
+        if spec is None or spec.actor_id not in self._dead_actors:
+            return False
+        owner = spec.owner
+        return (owner.node_id, owner.worker_id) in self._sources.get((holder.id, oid), ())
 
     def task_of(self, oid: bytes) -> Task | None:
         """The task that makes an object."""

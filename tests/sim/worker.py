@@ -94,9 +94,9 @@ class SimWorker:
     # ---- life
 
     @property
-    def is_actor(self) -> bool:
-        """Whether an actor lives in this process."""
-        return self.executor is not None and self.executor.spec is not None
+    def actor(self) -> pb.ActorSpec | None:
+        """The actor that lives in this process."""
+        return self.executor.spec if self.executor is not None else None
 
     def register(self, token: bytes) -> None:
         """The process has started."""
