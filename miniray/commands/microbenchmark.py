@@ -60,6 +60,7 @@ def microbenchmark(
     if against is not None:
         show_comparison(against, ray_python, settings, as_json)
         return
+    before = recorded(baseline) if baseline is not None and not record else None
     mine = []
     for row in run("miniray", sys.executable, settings):
         mine.append(row)
@@ -67,8 +68,11 @@ def microbenchmark(
             click.echo(f"{row['name']:<44} {compare.figure(row)}")
     if as_json:
         click.echo(json.dumps(mine))
-    if baseline is not None:
-        gate(mine, baseline, record)
+    if baseline is not None and record:
+        baseline.write_text("".join(json.dumps(row) + "\n" for row in mine))
+    if before is not None:
+        gate(mine, before)
+        click.echo(f"as fast as the baseline {baseline}", err=True)
 
 
 def run(engine: str, python: str, settings: list[str]) -> Iterator[Row]:
@@ -116,19 +120,19 @@ def show_comparison(against: str, ray_python: str, settings: list[str], as_json:
     click.echo(f"  by the machine's speed in each row's second, if other work came and went: {corrected:.1f}")
 
 
-def gate(mine: list[Row], baseline: Path, record: bool) -> None:
-    """Record a baseline, or end with status 1 and the names of what has become slower."""
-    if record:
-        baseline.write_text("".join(json.dumps(row) + "\n" for row in mine))
-        return
+def recorded(baseline: Path) -> list[Row]:
+    """The rows of an earlier run."""
     try:
-        before = [json.loads(line) for line in baseline.read_text().splitlines()]
+        return [json.loads(line) for line in baseline.read_text().splitlines()]
     except OSError as error:
         raise click.ClickException(f"no baseline: {error}; --record writes one") from error
+
+
+def gate(mine: list[Row], before: list[Row]) -> None:
+    """End with status 1 and the names of what has become slower."""
     found = compare.regressions(mine, before)
     if found:
         raise click.ClickException("slower than the baseline:\n  " + "\n  ".join(found))
-    click.echo(f"as fast as the baseline {baseline}", err=True)
 
 
 def show_profile(seconds: float, as_json: bool) -> None:

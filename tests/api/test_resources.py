@@ -48,7 +48,13 @@ def test_a_waiting_actor_keeps_its_cpu_and_a_waiting_task_lends_it(ray_start):
     ray.kill(holder)
 
 
-def test_libraries_get_as_many_threads_as_the_task_has_cpus(ray_start, monkeypatch):
+@pytest.fixture
+def threads_are_not_named(monkeypatch):
+    """By the environment, which would come first."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+def test_libraries_get_as_many_threads_as_the_task_has_cpus(threads_are_not_named, ray_start):
     @ray.remote
     def threads():
         return os.environ["OMP_NUM_THREADS"]

@@ -104,14 +104,14 @@ def test_images_are_the_same_for_any_number_of_workers(
 ) -> None:
     model = str(trained[0] / "worker_0" / "generator_0.pth")
     found = []
-    for more in ([], ["--distributed", "--workers", "1"], ["--distributed", "--workers", "3"]):
+    for more in ([], ["--distributed", "--workers", "3"]):
         out = tmp_path / str(len(found))
         threads = torch.get_num_threads()
         assert gan_generate.main(["--model", model, "--num-images", "70", "--output", str(out), *more]) == 0
         torch.set_num_threads(threads)
         found.append([path.read_bytes() for path in sorted(out.glob("*.png"))])
     assert len(found[0]) == 71  # and the grid
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
 
 
 def test_a_data_set_that_is_missing_ends_before_any_worker_starts(tmp_path: Path) -> None:
@@ -163,7 +163,10 @@ class TestWays:
         assert gan_train.main([*where, *TINY, *more]) == 0
         return history(folder)
 
-    @pytest.mark.parametrize("strategy", STRATEGIES)
+    @pytest.mark.parametrize(
+        "strategy",
+        [pytest.param(one, marks=pytest.mark.slow if one == "average" else ()) for one in STRATEGIES],
+    )
     def test_a_cluster_computes_what_one_process_would(self, strategy: str, tmp_path: Path) -> None:
         images = data.load("synthetic:67", seed=5).images  # 4 steps an epoch, the last one smaller
         more = (

@@ -245,6 +245,7 @@ def test_a_captured_greeting_of_the_data_port_cannot_be_replayed(cluster: Cluste
         assert len(answer) <= 32, "its challenge, and no more"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("working")
 def test_a_thousand_idle_connections_keep_nobody_out(cluster: Cluster) -> None:
     idle = [cluster.connect(name) for name in ("head", "raylet", "data") for _ in range(334)]
@@ -269,6 +270,7 @@ def test_a_thousand_idle_connections_keep_nobody_out(cluster: Cluster) -> None:
             sock.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("working")
 def test_a_slow_greeting_is_cut_off(cluster: Cluster) -> None:
     """A byte a second, each of which might have been the beginning of something."""

@@ -126,6 +126,7 @@ def _is_open(host: str, port: int) -> bool:
         return sock.connect_ex((host, port)) == 0
 
 
+@pytest.mark.slow
 def test_certificates_are_renewed_while_the_cluster_works(monkeypatch: pytest.MonkeyPatch) -> None:
     life_s = 6.0
     monkeypatch.setenv("MINIRAY_CERTIFICATE_LIFE_S", str(life_s))

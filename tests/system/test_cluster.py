@@ -335,7 +335,7 @@ def test_a_killed_node_is_noticed_and_its_actors_die_with_the_cause(three: Three
 
     mortal = Mortal(three, "m1")
     actor = Actor.options(**three.on("m1"), name="doomed").remote()
-    restarts = Actor.options(resources={"m1": 0.1}, max_restarts=1, num_cpus=0).remote()
+    restarts = Actor.options(resources={"m1": 0.1}, max_restarts=1, max_task_retries=-1, num_cpus=0).remote()
     ray.get([actor.ping.remote(), restarts.ping.remote()])
     in_flight = actor.sleep.remote()
     began = time.monotonic()

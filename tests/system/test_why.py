@@ -185,5 +185,5 @@ def test_a_get_that_times_out_tells_what_other_processes_know(ray: Any) -> None:
     ref = outer.remote()
     says(ref, "'GPU' (asked 3)")
     with pytest.raises(exceptions.GetTimeoutError, match=r"task inner waits for a worker\n  because .*GPU"):
-        ray.get(ref, timeout=10)
+        ray.get(ref, timeout=2)
     ray.cancel(ref, force=True)

@@ -19,4 +19,4 @@ class Selfish:
 
 
 selfish = Selfish.remote()
-ray.get(selfish.outer.remote(selfish), timeout=20)
+ray.get(selfish.outer.remote(selfish), timeout=8)
