@@ -2,7 +2,8 @@
 
 ``u32 little-endian length | protobuf``; a descriptor travels as SCM_RIGHTS with the message that
 announces it. Order at the door: peer credentials (same user, or root), then a first message that
-must be a `Register` with the cluster's token (compared in constant time), then everything else.
+must be a `Register` with the cluster's token (compared in constant time) and of our versions
+(`versions`; another one is told why it cannot stay), then everything else.
 A malformed frame closes that client and nothing else.
 
 Runs on the raylet's event loop and never blocks: what a client does not read waits in its buffer.
@@ -23,9 +24,10 @@ from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
-from miniray._proto.worker_pb2 import Register, ToRaylet, ToWorker
+from miniray._proto import common_pb2
+from miniray._proto.worker_pb2 import Register, Registered, ToRaylet, ToWorker
 from miniray.core import limits
-from miniray.runtime import agent
+from miniray.runtime import agent, versions
 from miniray.runtime.access import Access
 
 MAX_MESSAGE = 512 << 20
@@ -171,6 +173,14 @@ class ClientServer:
         register = message.register
         if message.WhichOneof("body") != "register" or not self._access.accepts_known(register.token):
             raise ValueError("not registered")
+        theirs = versions.Versions(register.protocol_version, register.python_version)
+        unfit = versions.ours(versions.CLIENTS).refusal(theirs, "this node", "this process")
+        if unfit:
+            failure = common_pb2.Failure(kind=common_pb2.INVALID_ARGUMENT, message=unfit)
+            self.send(client, ToWorker(registered=Registered(failure=failure)))
+            self.drop(client)
+            self.flush()
+            return
         client.registered = True
         del self._strangers[client]
         self._events.on_register(client, register)

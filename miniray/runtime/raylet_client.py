@@ -11,14 +11,13 @@ import contextlib
 import os
 import socket
 import struct
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 
 from miniray._proto.worker_pb2 import Register, Registered, ToRaylet, ToWorker
+from miniray.runtime import versions
 
-PROTOCOL_VERSION = 1
 MAX_MESSAGE = 512 << 20
 _LENGTH = struct.Struct("<I")
 
@@ -40,8 +39,8 @@ class RayletClient:
     def register(self, register: Register) -> tuple[Registered, int]:
         """Introduce this process; returns the raylet's answer and the store's descriptor (-1: refused)."""
         register.pid = os.getpid()
-        register.protocol_version = PROTOCOL_VERSION
-        register.python_version = "{}.{}".format(*sys.version_info)
+        ours = versions.ours(versions.CLIENTS)
+        register.protocol_version, register.python_version = ours.protocol, ours.python
         self.send(ToRaylet(register=register))
         message = self.receive()
         if message is None:

@@ -27,7 +27,6 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else every connection that e
 
 import asyncio
 import hmac
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,7 @@ from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import raylet_pb2 as raylet
 from miniray.core.ids import NODE_ID_SIZE
 from miniray.core.link import STREAM, Link
+from miniray.runtime import versions
 from miniray.runtime.access import HEAD_NAME, Access, NotAdmitted, node_name, vouch
 from miniray.runtime.host import endpoint, holder_of
 from miniray.runtime.links import Dialler, LinkEnd, LinkEvents, PeerLinks, Stream, StreamEnded
@@ -46,9 +46,7 @@ if TYPE_CHECKING:
     from miniray.runtime.gcs import GcsShell  # a raylet has no use for it
     from miniray.runtime.head_security import HeadSecurity
 
-PROTOCOL_VERSION = 3
-"""Raised when daemons of different versions could not understand one another."""
-
+OURS = versions.ours(versions.DAEMONS)
 OPENED_WITHIN_S = 15.0
 """A peer that has said neither yes nor no to a stream by then is not there."""
 STATUS_WITHIN_S = 1.0
@@ -87,6 +85,7 @@ CHANNEL_OPTIONS = [
 ]
 
 _NODE_HEADER = "miniray-node"
+_VERSION_HEADER = "miniray-version"
 _ACCEPTED = ("miniray-stream", "accepted")
 """The first thing that the accepting side of a stream says, in its initial metadata."""
 
@@ -115,8 +114,11 @@ def _channel(address: str, access: Access, name: str = HEAD_NAME) -> grpc.aio.Ch
 
 
 def _credentials(token: str, node_id: bytes = b"") -> tuple[tuple[str, str], ...]:
-    metadata = (("authorization", f"Bearer {token}"),)
-    return (*metadata, (_NODE_HEADER, node_id.hex())) if node_id else metadata
+    """Of a node, whose values must be understood; without an id of a command, which has none."""
+    authorization = ("authorization", f"Bearer {token}")
+    if node_id:
+        return (authorization, (_NODE_HEADER, node_id.hex()), (_VERSION_HEADER, str(OURS)))
+    return (authorization, (_VERSION_HEADER, str(OURS.protocol)))
 
 
 class _ClientStream:
@@ -209,6 +211,8 @@ def explain(error: grpc.aio.AioRpcError, address: str) -> str:
         return f"{address} does not accept this cluster token: use the one of `miniray start --head`"
     if _is_refused(error):
         return f"nothing listens at {address}: connection refused"
+    if code is grpc.StatusCode.FAILED_PRECONDITION:
+        return f"{address} does not work with this miniray: {details}"
     if code is grpc.StatusCode.UNAVAILABLE:
         return f"{address} cannot be reached: {details}"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -271,17 +275,12 @@ def head_link(
 # ---- single calls --------------------------------------------------------------------------
 
 
-def python_version() -> str:
-    """Major and minor: what pickles must agree on."""
-    return f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
 async def handshake(
     address: str, token: str | Access = "", nonce: bytes = b"", timeout_s: float = 5.0
 ) -> gcs.HandshakeReply:
     """Versions of both sides; sends no token. Raises grpc.aio.AioRpcError."""
     request = gcs.HandshakeRequest(
-        protocol_version=PROTOCOL_VERSION, python_version=python_version(), nonce=nonce)
+        protocol_version=OURS.protocol, python_version=OURS.python, nonce=nonce)
     async with _channel(address, Access.of(token)) as channel:
         method = channel.unary_unary(
             f"/{GCS}/Handshake",
@@ -382,7 +381,7 @@ async def fetch(
 
 
 class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Refuses every call without the token, before its first message is read."""
+    """Refuses every call without the token, or of another version, before its first message is read."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
@@ -393,22 +392,25 @@ class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(details)
         if handler is None or details.method == f"/{GCS}/Handshake":
             return handler
-        given = str(dict(details.invocation_metadata or ()).get("authorization", ""))
-        word, _, token = given.partition(" ")
+        metadata = dict(details.invocation_metadata or ())
+        word, _, token = str(metadata.get("authorization", "")).partition(" ")
         known = self._access.identity is not None and not details.method.startswith(f"/{GCS}/")
         accepts = self._access.accepts_known if known else self._access.accepts
-        if accepts(token) and word == "Bearer":
-            return handler
-        return _REFUSING
+        if not accepts(token) or word != "Bearer":
+            return _refusing(grpc.StatusCode.UNAUTHENTICATED, "the cluster token is missing or wrong")
+        theirs = versions.Versions.parse(str(metadata.get(_VERSION_HEADER, "0")))
+        unfit = OURS.refusal(theirs, "it", "this process")
+        return _refusing(grpc.StatusCode.FAILED_PRECONDITION, unfit) if unfit else handler
 
 
-async def _refuse(_: Any, context: Any) -> AsyncIterator[Any]:
-    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the cluster token is missing or wrong")
-    yield
+def _refusing(code: grpc.StatusCode, why: str) -> Any:
+    """For calls of every kind: as a stream's handler it answers without reading what was sent."""
 
+    async def refuse(_: Any, context: Any) -> AsyncIterator[Any]:
+        await context.abort(code, why)
+        yield
 
-_REFUSING = grpc.stream_stream_rpc_method_handler(_refuse)
-"""For calls of every kind: as a stream's handler it answers without reading what was sent."""
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _server_credentials(access: Access) -> Any:
@@ -550,11 +552,12 @@ async def serve_gcs(
     access = Access.of(token)
 
     async def shake(request: gcs.HandshakeRequest, context: Any) -> gcs.HandshakeReply:
-        refusal = _version_refusal(request)
+        theirs = versions.Versions(request.protocol_version, request.python_version)
+        refusal = OURS.refusal(theirs, "the head", "this node")
         return gcs.HandshakeReply(
             accepted=not refusal,
             refusal=refusal,
-            protocol_version=PROTOCOL_VERSION,
+            protocol_version=OURS.protocol,
             miniray_version=version,
             vouch=security.vouch(request.nonce) if security is not None else b"",
         )
@@ -596,20 +599,6 @@ async def serve_gcs(
 def _unary(method: Callable[[Any, Any], Awaitable[Any]], request_type: Any) -> Any:
     return grpc.unary_unary_rpc_method_handler(
         method, request_type.FromString, lambda reply: reply.SerializeToString())
-
-
-def _version_refusal(request: gcs.HandshakeRequest) -> str:
-    if request.protocol_version != PROTOCOL_VERSION:
-        return (
-            f"the head speaks protocol {PROTOCOL_VERSION}, this node {request.protocol_version}: "
-            "install the same miniray on all machines"
-        )
-    if request.python_version and request.python_version != python_version():
-        return (
-            f"the head runs Python {python_version()}, this node {request.python_version}: values could not "
-            "be exchanged, so all machines need the same minor version"
-        )
-    return ""
 
 
 async def serve_raylet(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import struct
 from pathlib import Path
 
-from miniray._proto.worker_pb2 import ChannelOpen, Register, ToRaylet
+import pytest
+
+from miniray._proto.worker_pb2 import ChannelOpen, Register, ToRaylet, ToWorker
+from miniray.runtime import versions
 from miniray.runtime.clients import Client, ClientEvents, ClientServer
 
 
@@ -50,4 +54,27 @@ async def test_a_descriptor_goes_to_the_ring_it_was_sent_with(tmp_path: Path) ->
         assert seen == [(b"far", False), (b"ring", True)]
     finally:
         near.close()
+        server.close()
+
+
+@pytest.mark.parametrize(("theirs", "named"), [
+    (Register(protocol_version=99), f"speaks protocol {versions.CLIENTS}, .* speaks protocol 99"),
+    (Register(python_version="2.7"), r"runs Python 3\.\d+, this process runs Python 2.7"),
+])
+async def test_a_driver_of_another_version_is_told_so_and_let_go(
+    tmp_path: Path, theirs: Register, named: str
+) -> None:
+    greeted: list[Client] = []
+    server = ClientServer(str(tmp_path / "raylet.sock"), "secret", ClientEvents(
+        lambda client, register: greeted.append(client), lambda client, message, fd: None,
+        greeted.append, lambda client, slow: None))  # fmt: skip
+    try:
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "raylet.sock"))
+        theirs.token = "secret"
+        writer.write(framed(ToRaylet(register=theirs)))
+        data = await asyncio.wait_for(reader.read(), 30)
+        assert re.search(named, ToWorker.FromString(data[4:]).registered.failure.message)
+        assert not greeted
+        writer.close()
+    finally:
         server.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import raylet_pb2 as raylet
-from miniray.runtime import rpc
+from miniray.runtime import rpc, versions
 from miniray.runtime.gcs import GcsShell
 from miniray.runtime.links import LinkEvents, PeerEvents, PeerLinks, Stream, StreamEnded
 from miniray.runtime.storage import MemoryStorage, MemoryTables
@@ -171,24 +172,58 @@ async def test_a_head_far_away_is_reached(head: Gcs) -> None:
 async def test_the_handshake_needs_no_token_and_tells_versions_only(head: Gcs) -> None:
     reply = await rpc.handshake(head.address)
     assert reply == gcs.HandshakeReply(
-        accepted=True, protocol_version=rpc.PROTOCOL_VERSION, miniray_version="1.2.3")
+        accepted=True, protocol_version=rpc.OURS.protocol, miniray_version="1.2.3")
 
 
-async def test_other_versions_are_refused_in_words(head: Gcs, monkeypatch: pytest.MonkeyPatch) -> None:
-    shaken = await rpc.handshake(head.address)
-    assert shaken.accepted
-    monkeypatch.setattr(rpc, "PROTOCOL_VERSION", 99)
-    # the server reads the same constant: ask it as an older client would
+OLD, SNAKE = versions.Versions(1, rpc.OURS.python), versions.Versions(rpc.OURS.protocol, "2.7")
+
+
+@pytest.mark.parametrize(("theirs", "named"), [
+    (OLD, f"speaks protocol {rpc.OURS.protocol}, .* speaks protocol 1: install the same miniray"),
+    (SNAKE, f"runs Python {rpc.OURS.python}, .* runs Python 2.7: values could not be exchanged"),
+])
+async def test_other_versions_are_refused_at_every_door(
+    head: Gcs, monkeypatch: pytest.MonkeyPatch, theirs: versions.Versions, named: str
+) -> None:
+    """Both sides run here: what a client says of itself is doctored on its way out."""
+    peers = await rpc.serve_raylet(
+        "127.0.0.1", 0, TOKEN, PeerLinks(1, raylet.PeerPacket, lambda _: None, rpc.dial_raylet, NO_EVENTS),
+        no_chunks)
+    shown = rpc._VERSION_HEADER, str(theirs)
+
+    def doctored(token: str, node_id: bytes = b"") -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {token}"), (rpc._NODE_HEADER, node_id.hex()), shown)
+
+    monkeypatch.setattr(rpc, "_credentials", doctored)
+    for dial in (
+        rpc.dial_head(head.address, TOKEN, A),
+        rpc.dial_tunnel(head.address, TOKEN, A),
+        rpc.dial_raylet(f"127.0.0.1:{peers.port}", TOKEN, A, B),
+    ):
+        with pytest.raises(StreamEnded, match=named) as refusal:
+            await dial
+        assert refusal.value.final
+    with pytest.raises(rpc.RpcError, match=named):
+        await rpc.call_head(head.address, TOKEN, gcs.ControlRequest(status=gcs.StatusQuery()))
+    with pytest.raises(rpc.RpcError, match="token"):
+        await rpc.call_head(head.address, "wrong", gcs.ControlRequest(status=gcs.StatusQuery()))
+    request = gcs.HandshakeRequest(protocol_version=theirs.protocol, python_version=theirs.python)
     async with rpc.grpc.aio.insecure_channel(head.address) as channel:
         method = channel.unary_unary(
             f"/{rpc.GCS}/Handshake",
             request_serializer=gcs.HandshakeRequest.SerializeToString,
             response_deserializer=gcs.HandshakeReply.FromString,
         )
-        old = await method(gcs.HandshakeRequest(protocol_version=1))
-        assert not old.accepted and "same miniray" in old.refusal
-        snake = await method(gcs.HandshakeRequest(protocol_version=99, python_version="2.7"))
-        assert not snake.accepted and "this node 2.7" in snake.refusal
+        reply = await method(request)
+    assert not reply.accepted and re.search(named, reply.refusal)
+    await peers.stop()
+
+
+def test_versions_that_nobody_has_are_refused() -> None:
+    for text in ("x", "99999999999999 3.11", "-1", "²"):
+        assert "install the same miniray" in rpc.OURS.refusal(versions.Versions.parse(text), "it", "this")
+    assert not rpc.OURS.refusal(versions.Versions.parse(str(rpc.OURS)), "it", "this")
+    assert not rpc.OURS.refusal(versions.Versions.parse(str(rpc.OURS.protocol)), "it", "a command")
 
 
 async def test_single_calls_answer(head: Gcs) -> None:
