@@ -33,9 +33,13 @@ from miniray.train.session import TrainContext, get_checkpoint, get_context, get
 if TYPE_CHECKING:
     from miniray.train.torch import TorchConfig, TorchTrainer
 
+TRAIN_DATASET_KEY = "train"
+"""The name of the data set that `get_dataset_shard` gives where none is named."""
+
 _IN_TORCH = ("TorchConfig", "TorchTrainer")
 
 __all__ = [
+    "TRAIN_DATASET_KEY",
     "BackendConfig",
     "Checkpoint",
     "CheckpointConfig",

@@ -8,6 +8,7 @@ than the driver reads waits in `report`.
 from __future__ import annotations
 
 import queue
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,7 +131,11 @@ def current() -> Session:
 
 
 def report(
-    metrics: Mapping[str, Any], checkpoint: Checkpoint | None = None, checkpoint_dir_name: str | None = None
+    metrics: Mapping[str, Any],
+    checkpoint: Checkpoint | None = None,
+    checkpoint_dir_name: str | None = None,
+    *,
+    delete_local_checkpoint_after_upload: bool = False,
 ) -> None:
     """Tell the driver metrics, and give it a checkpoint to keep.
 
@@ -142,8 +147,11 @@ def report(
         metrics: Numbers, mostly; arrays and tensors become lists.
         checkpoint: A directory of files. Workers that have nothing to store give None.
         checkpoint_dir_name: Ignored: directories are numbered.
+        delete_local_checkpoint_after_upload: Remove the checkpoint's directory once its files are copied.
     """
     current().report(metrics, checkpoint)
+    if checkpoint is not None and delete_local_checkpoint_after_upload:
+        shutil.rmtree(checkpoint.path, ignore_errors=True)
 
 
 def get_context() -> TrainContext:

@@ -6,7 +6,7 @@
     run/                               checkpoints and reports: what --resume goes on from (miniray.train)
     run.json                           settings, machines, versions, losses per epoch
     quality.json                       what was measured on generated images, and how (scores.py)
-    grid.png, losses.png, quality.png  pictures of the result; previews/ where asked for
+    grid.png, losses.png, speed.png, quality.png   pictures of the result; previews/ where asked for
     report.html                        all of it on one page (report.py)
 
 Every file is written beside its place and moved into it, so a kill leaves the old one or the new one.

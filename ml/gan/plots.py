@@ -19,6 +19,7 @@ _WIDTH, _HEIGHT = 900, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 20, 56, 44
 _INK, _GRID, _PAPER = (60, 60, 60), (228, 228, 228), (255, 255, 255)
 _COLOURS = ((31, 119, 180), (214, 84, 40), (44, 140, 84), (128, 90, 180))
+_LEAST = 1e-6  # what a logarithmic chart shows of zero
 _SMOOTHING_POINTS = 120  # a curve is smoothed over this part of its length
 
 Series = tuple[str, Sequence[float], Sequence[float]]  # legend, x, y
@@ -37,13 +38,19 @@ def grid(images: NDArray[np.uint8], columns: int = 0, zoom: int = 2, gap: int = 
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 
-def chart(title: str, x_name: str, series: Sequence[Series]) -> Image.Image:
-    """Lines over a common x. The raw values are drawn faintly, a moving average of each strongly."""
+def chart(title: str, x_name: str, series: Sequence[Series], logarithmic: bool = False) -> Image.Image:
+    """Lines over a common x. The raw values are drawn faintly, a moving average of each strongly.
+
+    `logarithmic`: equal steps upwards are equal factors, for values above 0 of very different size.
+    """
+    if logarithmic:
+        series = [(name, x, [math.log10(max(value, _LEAST)) for value in y]) for name, x, y in series]
     picture = Image.new("RGB", (_WIDTH * _SCALE, _HEIGHT * _SCALE), _PAPER)
     draw = ImageDraw.Draw(picture)
     xs = [value for _, x, _ in series for value in x] or [0.0]
     ys = [value for _, _, y in series for value in y if math.isfinite(value)] or [0.0]
-    frame = _Frame(min(0.0, *xs), max(xs), min(0.0, *ys), _upper(ys))
+    bottom = min(ys) - 0.1 if logarithmic else min(0.0, *ys)
+    frame = _Frame(min(0.0, *xs), max(xs), bottom, max(ys) if logarithmic else _upper(ys), logarithmic)
     _axes(draw, frame, x_name)
     _text(draw, (_LEFT, 10), title, size=16)
     for number, (name, x, y) in enumerate(series):
@@ -69,8 +76,13 @@ def stacked(pictures: Sequence[Any]) -> Image.Image:
 class _Frame:
     """The map from values to pixels of the unscaled picture."""
 
-    def __init__(self, x_low: float, x_high: float, y_low: float, y_high: float) -> None:
-        self.x_ticks, self.y_ticks = _ticks(x_low, x_high), _ticks(y_low, y_high)
+    def __init__(
+        self, x_low: float, x_high: float, y_low: float, y_high: float, logarithmic: bool = False
+    ) -> None:
+        """`logarithmic`: the y are powers of ten."""
+        self.x_ticks = _ticks(x_low, x_high)
+        heights = _powers(y_low, y_high) if logarithmic else [(at, at) for at in _ticks(y_low, y_high)]
+        self.y_ticks = heights
         self._x, self._y = (x_low, max(x_high, x_low + 1e-9)), (y_low, max(y_high, y_low + 1e-9))
 
     def place(self, x: float, y: float) -> tuple[float, float]:
@@ -94,10 +106,24 @@ def _ticks(low: float, high: float) -> list[float]:
     return [step * number for number in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
 
 
+def _powers(low: float, high: float) -> list[tuple[float, float]]:
+    """(exponent, value) of 1, 2 and 5 times the powers of ten from 10**low to 10**high; few of them."""
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        values = [
+            factor * 10.0**power
+            for power in range(math.floor(low), math.ceil(high) + 1)
+            for factor in factors
+            if low - 1e-9 <= math.log10(factor * 10.0**power) <= high + 1e-9
+        ]
+        if len(values) <= 8:
+            break
+    return [(math.log10(value), value) for value in values] or [(low, float(f"{10**low:.2g}"))]
+
+
 def _axes(draw: ImageDraw.ImageDraw, frame: _Frame, x_name: str) -> None:
     bottom = _HEIGHT - _BOTTOM
-    for value in frame.y_ticks:
-        _, y = frame.place(0, value)
+    for height, value in frame.y_ticks:
+        _, y = frame.place(0, height)
         draw.line(_scaled((_LEFT, y, _WIDTH - _RIGHT, y)), fill=_GRID, width=_SCALE)
         _text(draw, (_LEFT - 8, y), f"{value:g}", size=12, anchor="rm")
     for value in frame.x_ticks:

@@ -29,6 +29,8 @@ p.dim, td.dim, figcaption { color: var(--dim); }
 .cards b { display: block; font-size: 1.35rem; }
 img { max-width: 100%; height: auto; border-radius: .3rem; background: #fff; }
 img.pixels { image-rendering: pixelated; }
+img.chart { min-width: 36rem; }
+@media (prefers-color-scheme: dark) { img.chart { filter: invert(.91) hue-rotate(180deg); } }
 .strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: .6rem; }
 figure { margin: 0; }
 table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .25rem .6rem .25rem 0;
@@ -65,7 +67,7 @@ def render(
     parts = [
         f"<h1>{_text(title)}</h1>",
         f'<p class="dim">{_text(config["job_id"])}: {_text(_how(config))}</p>',
-        _cards(story, history[-1] if history else None),
+        _cards(story, history[-1] if history else None, _best(quality["basis"]) if quality else None),
         *(_figure(name, path) for name, path in pictures),
     ]
     if history and "class_shares" in history[-1]:
@@ -84,7 +86,7 @@ def render(
     )
 
 
-def quality_charts(history: Sequence[dict[str, Any]]) -> list[Any]:
+def quality_charts(basis: dict[str, Any], history: Sequence[dict[str, Any]]) -> list[Any]:
     """Charts of the verdicts over epochs; Pillow's own font has no accents."""
     if not history:
         return []
@@ -96,11 +98,19 @@ def quality_charts(history: Sequence[dict[str, Any]]) -> list[Any]:
     distances = [line("Frechet distance", "frechet")]
     if "fid" in history[0]:
         distances.append(line("FID", "fid"))
+    if (best := _best(basis)) is not None:
+        distances.append(("other real images", [0.0, epochs[-1]], [best, best]))
     shares = [line(name, name) for name in ("precision", "recall", "density", "coverage")]
     return [
-        plots.chart("Frechet distance (less is better)", "epoch", distances),
+        plots.chart("Frechet distance (less is better)", "epoch", distances, logarithmic=True),
         plots.chart("Among real images (more is better)", "epoch", shares),
     ]
+
+
+def _best(basis: dict[str, Any]) -> float | None:
+    """The Fréchet distance of other real images, where it was measured: the least to be had."""
+    found = basis.get("real_against_real", {}).get("frechet")
+    return None if found is None else float(found)
 
 
 def _how(config: dict[str, Any]) -> str:
@@ -108,14 +118,15 @@ def _how(config: dict[str, Any]) -> str:
     return f"{many}, batch {config['batch_size']} each, width {config['width']}, seed {config['seed']}"
 
 
-def _cards(story: dict[str, Any], verdict: dict[str, Any] | None) -> str:
+def _cards(story: dict[str, Any], verdict: dict[str, Any] | None, best: float | None) -> str:
     cards = [
         (f"{story['images_per_s']:,.0f}", "images/s"),
         (f"{story['steps']:,}", "steps"),
         (_duration(story["seconds_with_earlier_parts"]), "of training"),
     ]
     if verdict:
-        cards.append((f"{verdict['frechet']:.1f}", "Fréchet distance"))
+        beside = "" if best is None else f"; real images: {best:.1f}"
+        cards.append((f"{verdict['frechet']:.1f}", f"Fréchet distance{beside}"))
         if "fid" in verdict:
             cards.append((f"{verdict['fid']:.1f}", "FID"))
         cards.append((f"{verdict['precision']:.0%} / {verdict['recall']:.0%}", "precision / recall"))
@@ -130,9 +141,21 @@ def _duration(seconds: float) -> str:
     return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
+_CAPTIONS = {
+    "grid.png": "64 images of the saved generator, drawn one after the other and not chosen.",
+    "losses.png": "Faint: each round. Strong: a moving average. D(…): how sure the discriminator is that "
+    "real and generated images are real, from 0 to 1; at one half it cannot tell them apart.",
+    "speed.png": "Of all workers together, in each round, with reports and checkpoints.",
+    "quality.png": "Of the generator as it would be saved at that epoch. What the figures mean is below the "
+    "table; the distance of other real images is the least to be had.",
+}
+
+
 def _figure(title: str, path: Path) -> str:
-    kind = ' class="pixels"' if path.name == "grid.png" else ""
-    return f"<h2>{_text(title)}</h2>\n<img{kind} alt={_quoted(title)} src={_embedded(path)}>"
+    kind = "pixels" if path.name == "grid.png" else "chart"
+    picture = f'<div class="scroll"><img class="{kind}" alt={_quoted(title)} src={_embedded(path)}></div>'
+    caption = _CAPTIONS.get(path.name, "")
+    return f'<h2>{_text(title)}</h2>\n{picture}\n<p class="dim">{_text(caption)}</p>'
 
 
 def _strip(previews: Sequence[Path]) -> str:
@@ -175,6 +198,8 @@ def _quality_table(basis: dict[str, Any], history: Sequence[dict[str, Any]]) -> 
         f"{basis['features']} of a network trained on this data set "
         f"({basis['accuracy_of_the_feature_network']:.1%} right on held-out images), "
         f"{history[-1]['images']:,} generated against {basis['real_images']:,} real images. "
+        "Precision and density: do generated images lie where real ones are; recall and coverage: have real "
+        "images generated ones beside them. "
         "Figures compare with others of the same data set and number of images, not with published FIDs. "
         "The last row holds other real images against them: the best to be had."
     )
@@ -206,6 +231,8 @@ def _next(config: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
+    if value is None:
+        return "automatic"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

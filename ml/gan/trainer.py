@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -268,16 +268,19 @@ class Trainer(UserCallback):
         return paths
 
     def _charts(self, folder: Path) -> list[tuple[str, Path]]:
-        charts = [("Losses", "losses.png", self._chart())]
+        charts = [
+            ("Losses", "losses.png", self._chart(_CHARTED)),
+            ("Images per second", "speed.png", self._chart([("images/s", "images_per_s")])),
+        ]
         if self.scores is not None:
-            quality = plots.stacked(report.quality_charts(self.scores.history))
+            quality = plots.stacked(report.quality_charts(self.scores.basis, self.scores.history))
             charts.append(("Quality per epoch", "quality.png", quality))
         return [(title, artifacts.save_picture(folder / name, chart)) for title, name, chart in charts]
 
-    def _chart(self) -> Any:
+    def _chart(self, lines: Sequence[tuple[str, str]]) -> Any:
         columns = dict(zip(artifacts.CURVE_COLUMNS, zip(*self._curve)))
         epochs = columns.get("epoch", ())
-        series = [(name, epochs, columns.get(key, ())) for name, key in _CHARTED]
+        series = [(name, epochs, columns.get(key, ())) for name, key in lines]
         config = self.config
         title = f"{config.dataset}, {config.workers} x batch {config.batch_size}, width {config.width}"
         return plots.chart(title, "epoch", series)

@@ -84,9 +84,9 @@ def test_a_run_leaves_models_pictures_and_its_story(trained: Path) -> None:
     assert story["workers"][0]["device"] == "cpu" and story["data"]["images"] == 64
     quality = json.loads((trained / "quality.json").read_text())
     assert [entry["epoch"] for entry in quality["history"]] == [1, 2]
-    assert (trained / "report.html").read_text().count("data:image/png") == 5
+    assert (trained / "report.html").read_text().count("data:image/png") == 6
     previews = [f"previews/epoch_000{epoch}.png" for epoch in (1, 2)]
-    for name in ("grid.png", "losses.png", "quality.png", *previews):
+    for name in ("grid.png", "losses.png", "speed.png", "quality.png", *previews):
         with Image.open(trained / name) as picture:
             picture.verify()
     assert not [path for path in trained.rglob(".*") if path.is_file()]  # no half-written file is left

@@ -57,6 +57,18 @@ def test_ticks_are_few_and_inside(low: float, high: float) -> None:
     assert 1 <= len(ticks) <= 8 and min(ticks) >= low and max(ticks) <= high + 1e-9
 
 
+@pytest.mark.parametrize("values", [(800.0, 7.4, 2.9), (3.0, 3.0), (0.0, 5.0), ()])
+def test_a_logarithmic_chart_can_be_drawn_of_any_size(values: tuple[float, ...]) -> None:
+    x = [float(at) for at in range(len(values))]
+    assert plots.chart("", "epoch", [("a", x, values)], logarithmic=True).size == (900, 460)
+
+
+def test_powers_of_ten_are_few_and_round() -> None:
+    assert [value for _, value in plots._powers(0.3, 2.9)] == [2, 5, 10, 20, 50, 100, 200, 500]
+    assert [round(value, 9) for _, value in plots._powers(-6, 3)][:2] == [1e-6, 1e-5]
+    assert len(plots._powers(0.5, 0.5)) == 1
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

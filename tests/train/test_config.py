@@ -74,3 +74,24 @@ def test_functions_of_a_loop_say_so_outside_of_one() -> None:
     for call in (train.get_context, train.get_checkpoint, lambda: train.report({})):
         with pytest.raises(RuntimeError, match="call this inside train_loop_per_worker"):
             call()
+
+
+def test_a_local_checkpoint_goes_where_that_is_asked(tmp_path: Path) -> None:
+    def loop() -> None:
+        for name, delete in (("kept", False), ("gone", True)):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "file").write_text(name)
+            made = train.Checkpoint.from_directory(tmp_path / name)
+            train.report({}, made, delete_local_checkpoint_after_upload=delete)
+
+    run = train.RunConfig("run", tmp_path / "runs", verbose=0)
+    result = train.DataParallelTrainer(loop, scaling_config=train.ScalingConfig(0), run_config=run).fit()
+    assert (tmp_path / "kept").exists() and not (tmp_path / "gone").exists()
+    assert result.checkpoint is not None
+    assert (Path(result.checkpoint.path) / "file").read_text() == "gone"
+
+
+def test_what_torch_does_by_itself_now_is_refused_as_ray_does() -> None:
+    for call in (train.torch.accelerate, train.torch.prepare_optimizer, train.torch.backward):
+        with pytest.raises(DeprecationWarning, match="torch's own"):
+            call(None)

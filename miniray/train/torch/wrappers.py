@@ -112,3 +112,24 @@ def enable_reproducibility(seed: int = 0) -> None:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+
+
+def accelerate(amp: bool = False) -> None:
+    """Raises DeprecationWarning, as in Ray Train: use torch's own mixed precision."""
+    raise DeprecationWarning(_AMP)
+
+
+def prepare_optimizer(optimizer: Any) -> Any:
+    """Raises DeprecationWarning, as in Ray Train: use the optimizer as it is."""
+    raise DeprecationWarning(_AMP)
+
+
+def backward(tensor: Any) -> None:
+    """Raises DeprecationWarning, as in Ray Train: call `tensor.backward()`."""
+    raise DeprecationWarning(_AMP)
+
+
+_AMP = (
+    "mixed precision is torch's own: `with torch.autocast(...)` around the forward pass, "
+    "torch.amp.GradScaler for float16, optimizers and losses used as they are"
+)
