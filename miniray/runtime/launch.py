@@ -42,7 +42,16 @@ class LocalSession:
         self.pid: int = ready["pid"]
 
     def end(self, within_s: float = 5.0) -> None:
-        """Tell the daemon to end and wait until it has; kills it after `within_s`."""
+        """Tell the daemon to end and wait until it has; kills it after `within_s`.
+
+        Then nothing is left: if its zygote was killed with it, nobody else has removed its directory.
+        """
+        from miniray.runtime import session_lock
+
+        self._end_daemon(within_s)
+        session_lock.remove_if_dead(self.session_dir)
+
+    def _end_daemon(self, within_s: float) -> None:
         import select
 
         from miniray.runtime import agent

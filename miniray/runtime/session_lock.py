@@ -1,8 +1,8 @@
 """Which session directories are alive: their processes hold a lock in them.
 
 A directory vanishes with its session whatever single process is killed; only when all of them are
-killed at the same moment (a container that ends, say) does it stay. The next daemon of this user
-removes such directories. A lock, unlike a pid, means the same in every pid namespace.
+killed at the same moment (a container that ends, say) does it stay. The driver it was made for removes
+it then, or the next daemon of this user. A lock, unlike a pid, means the same in every pid namespace.
 """
 
 from __future__ import annotations
@@ -36,6 +36,12 @@ def sweep(root: str) -> list[str]:
     return removed
 
 
+def remove_if_dead(directory: str) -> None:
+    """Delete a directory that was made for this process, unless one of its processes lives."""
+    if os.path.isdir(directory) and not _is_held(directory):
+        remove(directory)
+
+
 def remove(directory: str) -> None:
     """Delete a directory with all that is in it, as far as that is possible."""
     import shutil  # takes some milliseconds, and no session needs it to start
@@ -46,17 +52,24 @@ def remove(directory: str) -> None:
 def _is_dead(entry: os.DirEntry[str]) -> bool:
     try:
         found = entry.stat()
-        if found.st_uid != os.getuid() or time.time() - found.st_mtime < YOUNG_S:
-            return False
-        fd = os.open(os.path.join(entry.path, NAME), os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return os.path.isdir(entry.path)  # never locked: its daemon did not come so far
     except OSError:
         return False
+    if found.st_uid != os.getuid() or time.time() - found.st_mtime < YOUNG_S:
+        return False
+    return not _is_held(entry.path)
+
+
+def _is_held(directory: str) -> bool:
+    try:
+        fd = os.open(os.path.join(directory, NAME), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return not os.path.isdir(directory)  # never locked: its daemon did not come so far
+    except OSError:
+        return True
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return False
+        return True
     finally:
         os.close(fd)
-    return True
+    return False

@@ -1,25 +1,33 @@
 """`python -m tests.chaos.kill_matrix --each 200`: kill -9 of each kind of process at random moments.
 
 For each trial a program starts (`victim`), one process of it is killed up to some seconds later,
-while it starts or while it works; processes, names in /dev/shm and the temporary directory must
-then be the same as before the trial. Where the program must survive (a worker, the head), it must
-first finish another round. Exit status 1 when anything was left, or did not go on.
+while it starts or while it works (`two`: two of different kinds at the same moment); processes,
+names in /dev/shm and the temporary directory must then be the same as before the trial. Where the
+program must survive (a worker, the user's processes, the head, several times in a row), it must
+first finish another round. Trials run side by side, each in a directory of its own. Ends with a
+table; exit status 1 when anything was left, or did not go on.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import multiprocessing
 import os
 import random
 import secrets
+import select
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from miniray.runtime import agent, launch
@@ -30,9 +38,32 @@ from .cluster import die_with_parent
 
 WITHIN_S = 20.0
 """For everything to be gone; on a quiet machine it takes a tenth of a second."""
+PROMISED_S = 2.0
+"""What is later than this is shown in the table: a busy machine is allowed to need more."""
 GO_ON_WITHIN_S = 120.0
 START_S = 2.5
 """Kills come up to so many seconds after the start."""
+HEAD_KILLS = 4
+"""Kills of the head in a row, in one cluster."""
+
+KINDS = ("worker", "grandchild", "zygote", "raylet", "head", "driver", "two")
+PAIRED = tuple(pair for pair in itertools.combinations(("worker", "grandchild", "zygote", "raylet", "driver"), 2)
+               if pair != ("zygote", "raylet"))
+"""All pairs but the one after whose death nobody is left who could end the user's processes."""
+SURVIVED = ("worker", "grandchild")
+"""After the death of such a process the program goes on."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one trial."""
+
+    kind: str
+    number: int
+    kills: int
+    problem: str
+    gone_s: float
+    """So long after its end there was nothing left of it."""
 
 
 class Trial:
@@ -42,6 +73,8 @@ class Trial:
         self.directory = directory
         self.rng = rng
         self.process: subprocess.Popen[bytes]
+        self.below: dict[int, str] = {}
+        """The processes of the session when one was killed, and when each had started."""
 
     def start(self, *arguments: str) -> None:
         """Start the program."""
@@ -61,25 +94,43 @@ class Trial:
         zygotes = [pid for daemon in daemons for pid in agent.children_of(daemon) if _is_zygote(pid)]
         if kind == "zygote":
             return zygotes
+        if kind == "grandchild":
+            return [pid for zygote in zygotes for pid in agent.descendants_of(zygote)
+                    if watch.name_of(pid) == "sleep"]
         return [pid for zygote in zygotes for pid in agent.children_of(zygote)]
 
-    def kill(self, kind: str) -> bool:
-        """Kill one, at a random moment. False when there was none."""
+    def kill(self, *kinds: str) -> str:
+        """Kill one of each kind at the same random moment; returns what there was nothing of, or ""."""
         time.sleep(self.rng.uniform(0.0, START_S))
-        found: list[int] = []
+        victims: list[int] = []
+        for kind in kinds:
+            found: list[int] = []
 
-        def there() -> bool:
-            found[:] = self.candidates(kind)
-            return bool(found)
+            def there(kind: str = kind, found: list[int] = found) -> bool:
+                found[:] = self.candidates(kind)
+                return bool(found)
 
-        if not watch.wait_for(there, GO_ON_WITHIN_S):
-            return False
-        return agent.signal_process(self.rng.choice(found), signal.SIGKILL)
+            if not watch.wait_for(there, GO_ON_WITHIN_S):
+                return f"there was no {kind}"
+            victims.append(self.rng.choice(found))
+        self.below = {pid: start for daemon in self.candidates("raylet") for pid in agent.descendants_of(daemon)
+                      if (start := watch.started_at(pid))}
+        for pid in victims:
+            agent.signal_process(pid, signal.SIGKILL)
+        return ""
 
     def goes_on(self) -> bool:
         """It finishes two more rounds: the first may have been over already."""
         assert self.process.stdout is not None
         return all(_line(self.process.stdout.fileno()) for _ in range(2))
+
+    def ends(self) -> bool:
+        """It learns that its session is gone, and ends by itself."""
+        try:
+            self.process.wait(GO_ON_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def end(self) -> None:
         """As at the end of a program; it may have ended already."""
@@ -98,8 +149,6 @@ def _is_zygote(pid: int) -> bool:
 
 
 def _line(fd: int) -> bool:
-    import select
-
     deadline = time.monotonic() + GO_ON_WITHIN_S
     while select.select([fd], [], [], max(0.0, deadline - time.monotonic()))[0]:
         data = os.read(fd, 1)
@@ -137,66 +186,104 @@ def cluster(directory: str) -> Iterator[tuple[str, list[int], Callable[[], None]
         path.unlink()
 
 
-def try_head(trial: Trial) -> str:
-    """Kill the head and start it again while the program runs."""
+def try_head(trial: Trial, kills: int) -> str:
+    """Kill the head and start it again while the program runs, several times."""
+    problem = ""
     with cluster(trial.directory) as (session_dir, head, start_head):
         trial.start(session_dir)
-        time.sleep(trial.rng.uniform(0.0, START_S))
-        agent.signal_process(head[0], signal.SIGKILL)
-        time.sleep(trial.rng.uniform(0.0, 1.0))
-        start_head()
-        problem = "" if trial.goes_on() else "the program does not go on"
+        for number in range(kills):
+            time.sleep(trial.rng.uniform(0.0, START_S))
+            agent.signal_process(head[0], signal.SIGKILL)
+            time.sleep(trial.rng.uniform(0.0, 1.0))
+            start_head()
+            if not trial.goes_on():
+                problem = f"the program does not go on after kill {number + 1} of the head"
+                break
         trial.end()
     return problem
 
 
 def try_session(trial: Trial, kind: str) -> str:
-    """Kill one process of a session of the program's own."""
+    """Kill one process of a session of the program's own, or two."""
     trial.start()
-    problem = "" if trial.kill(kind) else f"there was no {kind}"
-    if kind == "worker" and not problem and not trial.goes_on():
-        problem = "the program does not go on"
+    kinds = trial.rng.choice(PAIRED) if kind == "two" else (kind,)
+    problem = trial.kill(*kinds)
+    if not problem and set(kinds) <= set(SURVIVED) and not trial.goes_on():
+        problem = f"the program does not go on after the death of {' and '.join(kinds)}"
+    elif not problem and not set(kinds) <= set(SURVIVED) and not trial.ends():
+        problem = f"the program does not learn of the death of {' and '.join(kinds)}"
     trial.end()
     return problem
 
 
-KINDS = ("worker", "zygote", "raylet", "head", "driver")
-
-
-def run(kind: str, seed: str, directory: str) -> str:
-    """One trial; returns what was wrong, "" when nothing was."""
-    trial = Trial(directory, random.Random(seed))
+def run(kind: str, number: int, kills: int, seed: int) -> Outcome:
+    """One trial, in this process's directory."""
+    directory = os.environ["MINIRAY_TMPDIR"]
+    trial = Trial(directory, random.Random(f"{seed} {kind} {number}"))
     try:
-        with watch.nothing_left(directory, WITHIN_S):
-            return try_head(trial) if kind == "head" else try_session(trial, kind)
+        with watch.nothing_left(directory, WITHIN_S) as gone:
+            problem = try_head(trial, kills) if kind == "head" else try_session(trial, kind)
+            gone.also = trial.below
     except watch.Leftovers as left:
-        return str(left)
+        return Outcome(kind, number, kills, str(left), WITHIN_S)
+    return Outcome(kind, number, kills, problem, gone.seconds)
+
+
+def settle_in(base: str) -> None:
+    """A process that runs trials: a directory and a mark of its own."""
+    directory = f"{base}/{os.getpid()}"
+    os.mkdir(directory)
+    watch.mark_processes()
+    os.environ.update(MINIRAY_TMPDIR=directory, TMPDIR=directory, XDG_STATE_HOME=f"{directory}.state")
+
+
+def trials(kinds: list[str], each: int, rng: random.Random) -> list[tuple[str, int, int]]:
+    """(kind, number, kills) of every trial, mixed: `each` kills of each kind."""
+    found = []
+    for kind in kinds:
+        at_once = HEAD_KILLS if kind == "head" else 1
+        found += [(kind, at, min(at_once, each - at)) for at in range(0, each, at_once)]
+    rng.shuffle(found)
+    return found
+
+
+def table(outcomes: list[Outcome], kinds: list[str]) -> str:
+    """One row per kind."""
+    rows = [f"{'kind':12}{'kills':>8}{'problems':>10}{'gone after: median':>20}{'most':>9}{'late':>6}"]
+    for kind in kinds:
+        mine = [outcome for outcome in outcomes if outcome.kind == kind]
+        seconds = [outcome.gone_s for outcome in mine]
+        late = sum(value > PROMISED_S for value in seconds)
+        rows.append(f"{kind:12}{sum(outcome.kills for outcome in mine):8}"
+                    f"{sum(bool(outcome.problem) for outcome in mine):10}"
+                    f"{statistics.median(seconds):18.2f} s{max(seconds):7.2f} s{late:6}")
+    return "\n".join(rows)
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.kill_matrix", description=__doc__)
-    parser.add_argument("--each", type=int, default=20, help="trials of each kind")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--each", type=int, default=20, help="kills of each kind")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--jobs", type=int, default=3 * (os.cpu_count() or 1), help="trials side by side")
     options = parser.parse_args()
     seed = random.randrange(1 << 31) if options.seed is None else options.seed
     base = tempfile.mkdtemp(prefix="mrk-", dir="/tmp")
-    directory = f"{base}/run"
-    os.mkdir(directory)
-    watch.mark_processes()
-    os.environ.update(MINIRAY_TMPDIR=directory, XDG_STATE_HOME=f"{directory}.state")
-    print(f"kill matrix with seed {seed}, logs in {directory}.log", flush=True)
-    failed = 0
-    for kind in options.kinds:
-        problems = []
-        for number in range(options.each):
-            problem = run(kind, f"{seed} {kind} {number}", directory)
-            if problem:
-                problems.append(problem)
-                print(f"{kind} {number}: {problem}", flush=True)
-        print(f"{kind}: {options.each} kills, {len(problems)} problems", flush=True)
-        failed += len(problems)
+    print(f"kill matrix with seed {seed}, logs in {base}", flush=True)
+    began = time.monotonic()
+    outcomes = []
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("fork"),
+                             initializer=settle_in, initargs=(base,)) as pool:
+        drawn = trials(options.kinds, options.each, random.Random(seed))
+        for done in as_completed([pool.submit(run, *trial, seed) for trial in drawn]):
+            outcome = done.result()
+            outcomes.append(outcome)
+            if outcome.problem:
+                print(f"{outcome.kind} {outcome.number}: {outcome.problem}", flush=True)
+    print(table(outcomes, options.kinds))
+    failed = sum(bool(outcome.problem) for outcome in outcomes)
+    print(f"seed {seed}: {failed} problems in {time.monotonic() - began:.0f} s")
     if not failed:
         shutil.rmtree(base)
     return 1 if failed else 0

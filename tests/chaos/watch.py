@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 MARK = "MINIRAY_CHAOS_MARK"
@@ -71,20 +72,34 @@ class Leftovers(Exception):
     """What is still there after its time; the text lists it."""
 
 
+@dataclass
+class Gone:
+    """How long after the end of the block everything was as before."""
+
+    seconds: float = 0.0
+    also: dict[int, str] = field(default_factory=dict)
+    """Processes (pid -> when it started) that must have ended too, with or without the mark."""
+
+
 @contextmanager
-def nothing_left(directory: str, within_s: float) -> Iterator[None]:
+def nothing_left(directory: str, within_s: float) -> Iterator[Gone]:
     """Processes and names must be the same after the block as before it, `within_s` later at most."""
     before_processes, before_names = marked(), names(directory)
-    yield
+    gone = Gone()
+    yield gone
     left: list[str] = []
+    ended = time.monotonic()
 
     def same() -> bool:
         left[:] = [f"process {pid}: {text}" for pid, text in marked().items() if pid not in before_processes]
+        left.extend(f"process {pid}: {command_of(pid)}" for pid, start in gone.also.items()
+                    if started_at(pid) == start)
         left.extend(f"name {name}" for name in names(directory) if name not in before_names)
         return not left
 
     if not wait_for(same, within_s):
         raise Leftovers(f"left after {within_s} s:\n  " + "\n  ".join(left[:40]))
+    gone.seconds = time.monotonic() - ended
 
 
 def wait_for(condition: Callable[[], object], within_s: float) -> bool:
@@ -95,6 +110,15 @@ def wait_for(condition: Callable[[], object], within_s: float) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+def started_at(pid: int) -> str:
+    """When it started, in ticks: tells it from a later process of its number; "" when it has ended."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if words[0] in "ZX" else words[19]
 
 
 def parent_of(pid: int) -> int:

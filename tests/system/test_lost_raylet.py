@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from miniray import exceptions
-from tests.system.support import eventually
+from miniray.runtime import agent
+from tests.system.support import alive, eventually
 
 
 def test_what_a_driver_begins_after_its_raylets_end_fails_at_once_by_name() -> None:
@@ -39,3 +40,27 @@ def test_what_a_driver_begins_after_its_raylets_end_fails_at_once_by_name() -> N
         assert ready
     finally:
         ray.shutdown()
+
+
+def test_a_driver_removes_its_session_when_raylet_and_zygote_were_killed_together() -> None:
+    import miniray as ray
+    from miniray import api
+
+    @ray.remote
+    def task() -> int:
+        return os.getpid()
+
+    ray.init(num_cpus=1, address="local")
+    try:
+        worker = ray.get(task.remote())
+        session = api.connected_worker().session_dir
+        raylet = json.loads(Path(session, "node.json").read_text())["pid"]
+        (zygote,) = agent.children_of(raylet)
+        os.kill(zygote, signal.SIGSTOP)
+        os.kill(raylet, signal.SIGKILL)
+        os.kill(zygote, signal.SIGKILL)
+        eventually(lambda: not alive(worker) and not alive(raylet), "they end")
+        assert Path(session).exists()
+    finally:
+        ray.shutdown()
+    assert not Path(session).exists()
