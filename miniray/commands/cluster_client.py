@@ -22,11 +22,29 @@ Request = Callable[[str, Any], Any]
 """request(field of ControlRequest, message) -> ControlReply; ClickException when it was refused."""
 
 
+def _wanted(address: str | None) -> str:
+    return address or str(config.get("address")) or str(config.get("join")) or "auto"
+
+
+def clusters(address: str | None) -> list[sessions.Session | None]:
+    """Where to look for what may be in any cluster: in all that run here, newest first; each is for
+    `connect`. [None] when one was named, or nothing runs here."""
+    if _wanted(address) != "auto":
+        return [None]
+    found: dict[str, sessions.Session] = {}
+    for session in sessions.living():
+        if session.kind == "node" or session.address:
+            found.setdefault(session.address or session.directory, session)
+    return list(found.values()) or [None]
+
+
 @contextmanager
-def connect(address: str | None) -> Iterator[tuple[Request, str]]:
-    """(request, where it goes) for --address, MINIRAY_ADDRESS or the newest session here."""
-    wanted = address or str(config.get("address")) or str(config.get("join")) or "auto"
-    session = sessions.find(wanted)
+def connect(
+    address: str | None, session: sessions.Session | None = None
+) -> Iterator[tuple[Request, str]]:
+    """(request, where it goes) for --address, MINIRAY_ADDRESS, the newest session here, or `session`."""
+    wanted = _wanted(address)
+    session = session or sessions.find(wanted)
     if session is not None and not session.address:
         with _attached(session) as request:
             yield request, f"local session {os.path.basename(session.directory)}"
@@ -69,10 +87,14 @@ def _attached(session: sessions.Session) -> Iterator[Request]:
     from miniray.exceptions import RayError
     from miniray.runtime import driver
 
-    core = driver.connect_driver(
-        socket_path=session.socket, token=session.token(), namespace="", runtime_env="",
-        entrypoint="miniray command line", sys_path=[], metadata={}, log_to_driver=False,
-    )  # fmt: skip
+    try:
+        core = driver.connect_driver(
+            socket_path=session.socket, token=session.token(), namespace="", runtime_env="",
+            entrypoint="miniray command line", sys_path=[], metadata={}, log_to_driver=False,
+        )  # fmt: skip
+    except OSError as error:
+        name = os.path.basename(session.directory)
+        raise click.ClickException(f"session {name} has ended, or refuses: {error}") from error
 
     def request(field: str, message: Any) -> Any:
         try:

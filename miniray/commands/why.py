@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from miniray.commands.cluster_client import Request, connect
+from miniray.commands.cluster_client import Request, clusters, connect
 from miniray.commands.status import ADDRESS
 from miniray.explanations import Explanation
 
@@ -32,15 +32,36 @@ def why(id_or_name: str, catalogue: bool, address: str | None) -> None:
         return
     if not id_or_name:
         raise click.UsageError("which task, actor, object, node or group? Give an id or a name")
-    from miniray.runtime import explaining
-
-    with connect(address) as (request, _where):
-        key = find(request, id_or_name)
-        found = explaining.ask(lambda query: request("explain", query).explanation, key, ASK_S)
-    explanation = Explanation(found)
+    explanation, where = anywhere(id_or_name, address)
+    if where:
+        click.echo(f"of {where}:", err=True)
     click.echo(str(explanation))
     if not explanation.kind:
         raise SystemExit(1)
+
+
+def anywhere(id_or_name: str, address: str | None) -> tuple[Explanation, str]:
+    """What the first cluster says that knows it, and which one that is if there are several here."""
+    from miniray.runtime import explaining
+
+    answers: list[tuple[Explanation, str]] = []
+    problem: click.ClickException | None = None
+    several = clusters(address)
+    for session in several:
+        try:
+            with connect(address, session) as (request, where):
+                key = find(request, id_or_name)
+                found = explaining.ask(lambda query: request("explain", query).explanation, key, ASK_S)
+        except click.ClickException as error:
+            problem = problem or error
+            continue
+        answers.append((Explanation(found), where if len(several) > 1 else ""))
+        if answers[-1][0].kind not in ("", "unknown"):
+            return answers[-1]
+    if not answers and problem is not None:
+        raise problem
+    answers.sort(key=lambda answer: not answer[0].kind)
+    return answers[0]
 
 
 def find(request: Request, text: str) -> bytes:

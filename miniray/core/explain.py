@@ -13,7 +13,7 @@ Pure; reads the machines of `core.head`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from miniray._proto import common_pb2 as pb
@@ -23,6 +23,9 @@ from miniray.core.desk import short
 
 if TYPE_CHECKING:
     from miniray.core.head import Head
+
+HOLDERS_SHOWN = 5
+"""Classes of actors, and bundles, that are named as holders of what others wait for."""
 
 
 def merged(key: bytes, own: gcs.Explanation, findings: list[gcs.Finding]) -> gcs.Explanation:
@@ -131,6 +134,7 @@ def _actor(head: Head, key: bytes) -> gcs.Explanation | None:
         found.sentence = f"{title} is {'restarting' if again else 'not alive yet'}"
         if info.pending_reason:
             found.chain.append(info.pending_reason)
+            found.chain.extend(_held(head, info.pending_reason, spec.creation_class.resources.amounts))
         if record.node_id:
             where = _place(head, pb.Address(node_id=record.node_id))
             found.chain.append(f"it is being created on {where}: its process starts, or its constructor runs")
@@ -153,6 +157,27 @@ def _group_behind(head: Head, strategy: pb.SchedulingStrategy) -> list[str]:
     return [group.sentence, *group.chain] if group is not None else []
 
 
+def _held(head: Head, reason: str, wanted: Iterable[str]) -> list[str]:
+    """Which actors and groups keep what is waited for; tasks give it back by themselves."""
+    names = [name for name in wanted if f"for {name}:" in reason or " together on " in reason]
+    holders: dict[str, int] = {}
+
+    def count(holder: str, held: pb.ResourceMap) -> None:
+        if any(held.amounts.get(name, 0) for name in names):
+            holders[holder] = holders.get(holder, 0) + 1
+
+    for record in head.actors.registry.records.values():
+        if record.info.state == pb.ALIVE:
+            count(f"actor {record.info.spec.class_name}", record.info.spec.lifetime_resources)
+    for group in head.placement.infos():
+        if group.state == pb.GROUP_CREATED:
+            for bundle in group.bundles:
+                count("bundle of placement groups", bundle.resources)
+    most = sorted(holders, key=lambda holder: -holders[holder])[:HOLDERS_SHOWN]
+    shown = ", ".join(f"{holders[holder]} x {holder}" for holder in most)
+    return [f"{' and '.join(names)}: held by {shown}, until they end"] if shown else []
+
+
 # ---- placement groups
 
 
@@ -169,6 +194,9 @@ def _group(head: Head, key: bytes) -> gcs.Explanation | None:
     found = gcs.Explanation(kind="placement group", sentence=f"placement group{name} ({short(key)}) {state}")
     if info.pending_reason:
         found.chain.append(info.pending_reason)
+        if info.state in (pb.GROUP_PENDING, pb.GROUP_RESCHEDULING):
+            wanted = dict.fromkeys(name for bundle in info.bundles for name in bundle.resources.amounts)
+            found.chain.extend(_held(head, info.pending_reason, wanted))
     for bundle in info.bundles:
         held = f"on {_place(head, pb.Address(node_id=bundle.node_id))}" if bundle.node_id else "nowhere"
         found.chain.append(

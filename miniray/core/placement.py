@@ -121,10 +121,14 @@ class Placement:
             known = self.info(self._names.get((request.namespace, request.name), b""))
             what = f"placement group named {request.name!r} in namespace {request.namespace!r}"
         else:
-            return [group.info for group in self._groups.values()] + list(self._removed.values())
+            return self.infos() + list(self._removed.values())
         if known is None:
             raise Refusal(pb.NOT_FOUND, f"there is no {what}")
         return [known]
+
+    def infos(self) -> list[pb.PlacementGroupInfo]:
+        """The rows of all groups that have not been removed."""
+        return [group.info for group in self._groups.values()]
 
     def info(self, pg_id: bytes) -> pb.PlacementGroupInfo | None:
         """The row of one group, removed ones included."""

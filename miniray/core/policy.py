@@ -38,6 +38,8 @@ from miniray.core.resources import Resources
 SPREAD_THRESHOLD = 0.5
 """Nodes are packed up to this use of their scarcest resource."""
 
+NEAR = 0.75
+"""From 0 to 1: how alike two names must be for one to be a slip for the other."""
 TOP_FRACTION = 0.2
 """Share of the nodes among which the final choice is random."""
 
@@ -350,12 +352,22 @@ def _too_small(nodes: list[NodeView], demand: Resources) -> str:
         if not most:
             whose = "the cluster's resources are" if len(nodes) > 1 else "its resources are"
             where = "no node has" if len(nodes) > 1 else f"node {nodes[0].title()} does not have"
-            return f"{where} '{name}' (asked {asked}): {whose} {res.render(cluster)}"
+            return f"{where} '{name}' (asked {asked}): {whose} {res.render(cluster)}{_meant(name, cluster)}"
         if most < amount:
             held = f"{res.render_amount(name, most)} on {largest.title()}"
             return f"no node has {asked} {name}: the most is {held}"
     together = res.render(demand)
     return f"no single node has {together} together: the cluster's resources are {res.render(cluster)}"
+
+
+def _meant(name: str, offered: Resources) -> str:
+    """The name that was probably meant by one that nobody has."""
+    import difflib
+
+    known = list(dict.fromkeys(("CPU", "GPU", *offered)))
+    same = [one for one in known if one.lower() == name.lower() and one != name]
+    near = same or difflib.get_close_matches(name, [one for one in known if one != name], 1, NEAR)
+    return f"; was '{near[0]}' meant?" if near else ""
 
 
 def _shortage(able: list[NodeView], demand: Resources) -> str:

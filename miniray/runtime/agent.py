@@ -13,6 +13,9 @@ import socket
 import struct
 import time
 
+TAIL_BYTES = 4096
+"""Of a log, where its end is told."""
+
 
 def die_with_parent(parent_pid: int) -> None:
     """SIGKILL for this process when the parent *thread* ends; ends at once when it already has."""
@@ -176,7 +179,22 @@ def raise_descriptor_limit() -> int:
     return wanted
 
 
-def tail_of(path: str, limit: int = 4096) -> str:
+FATAL = "Fatal Python error:"
+
+
+def last_words(path: str) -> str:
+    """The end of what a process wrote; of a crash of the interpreter with a long stack also its beginning,
+    which says what it was and which code was reached last."""
+    text = tail_of(path, 1 << 16)
+    end = text[-TAIL_BYTES:]
+    begins = text.rfind(FATAL)
+    if begins < 0 or FATAL in end:
+        return end
+    half = TAIL_BYTES // 2
+    return f"{text[begins : begins + half]}\n…\n{text[-half:]}"
+
+
+def tail_of(path: str, limit: int = TAIL_BYTES) -> str:
     """The last `limit` bytes of a text file, "" when there is none."""
     try:
         with open(path, "rb") as file:

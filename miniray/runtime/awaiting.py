@@ -113,7 +113,7 @@ def await_all(
         inquiry = None
         in_time = wait_yielding(worker, waiter, _ask_at(deadline, timeout))
         if not in_time and timeout is not None and timeout >= ASKED_FROM_S:
-            inquiry = _Inquiry(worker, refs)
+            inquiry = _Inquiry(worker, refs, min(ASK_S, timeout / 2))
             in_time = wait_yielding(worker, waiter, deadline)
     finally:
         with worker.lock:
@@ -128,15 +128,16 @@ def _ask_at(deadline: float | None, timeout: float | None) -> float | None:
     """When a wait that will probably be too long asks the others why: before its deadline, not after."""
     if deadline is None or timeout is None or timeout < ASKED_FROM_S:
         return deadline
-    return deadline - min(ASK_S, timeout / 4)
+    return deadline - min(ASK_S, timeout / 2)
 
 
 class _Inquiry(threading.Thread):
     """Asks the cluster why the first of the references that is not ready is not."""
 
-    def __init__(self, worker: CoreWorker, refs: Refs) -> None:
+    def __init__(self, worker: CoreWorker, refs: Refs, within_s: float) -> None:
         super().__init__(name="miniray-why", daemon=True)
         self._worker = worker
+        self._within_s = within_s
         late = _native.first_pending(refs)
         self.entry: ObjectEntry | None = refs[late].entry if late >= 0 else None
         self.chain: list[str] = []
@@ -148,7 +149,7 @@ class _Inquiry(threading.Thread):
 
         with contextlib.suppress(RayError):
             if self.entry is not None:
-                self.chain = list(explaining.explain(self._worker, self.entry.id, ASK_S).chain)
+                self.chain = list(explaining.explain(self._worker, self.entry.id, self._within_s).chain)
 
 
 def await_some(worker: CoreWorker, refs: Refs, needed: int, timeout: float | None) -> None:
@@ -177,11 +178,19 @@ def _timed_out(
 ) -> GetTimeoutError:
     with worker.lock:
         links = why.chain(worker.owner, entry, time.monotonic())
-    if inquiry is not None and inquiry.entry is entry and len(inquiry.chain) > len(links):
-        links = inquiry.chain
+    if inquiry is not None and inquiry.entry is entry:
+        links = _joined(links, inquiry.chain, f"{worker.address[1].hex()[:12]} (pid ")
     because = "\n  because ".join(links)
     after = f" after {timeout} s" if timeout is not None else ""
     return GetTimeoutError(f"Get timed out: object {entry.id.hex()} is not ready{after}: {because}")
+
+
+def _joined(own: list[str], told: list[str], me: str) -> list[str]:
+    """What this process knows, and what the others said. It may itself have been too slow to answer."""
+    others = [link for link in told if me not in link.partition(")")[0]]
+    if len(others) < len(told):
+        return own + others
+    return told if len(told) > len(own) else own
 
 
 def wait_yielding(worker: CoreWorker, waiter: Waiter, deadline: float | None) -> bool:

@@ -203,9 +203,13 @@ def raised(error: BaseException) -> BaseException:
 # ---- Failure messages ----
 
 
-def _details(failure: Failure) -> str:
-    """The failure's sentence, with how the process ended and what it last said."""
+def _details(failure: Failure, task: str = "") -> str:
+    """The failure's sentence, with how the process ended, where, in which `task`, and what it last said."""
     text = failure.message
+    node = f"node {failure.node_id.hex()[:12]}" if failure.node_id and failure.pid else ""
+    concerned = ", ".join(part for part in (task, node) if part)
+    if concerned:
+        text += f" ({concerned})"
     if failure.exit_detail and failure.exit_detail not in text:
         text += f" ({failure.exit_detail})"
     if failure.stderr_tail:
@@ -272,9 +276,11 @@ def exception_of(
     if kind in (pb.OBJECT_LOST, pb.OWNER_DIED):
         return _object_error(failure, object_id)
     simple = _SIMPLE.get(pb.ErrorKind.Name(kind))
-    text = _details(failure)
+    task = f"task {task_name} {task_id.hex()[:12]}" if task_id and task_name and failure.pid else ""
+    text = _details(failure, task)
     if kind == pb.PLACEMENT_GROUP_REMOVED:
-        return exceptions.ActorPlacementGroupRemoved() if actor_id else exceptions.TaskPlacementGroupRemoved()
+        removed = exceptions.ActorPlacementGroupRemoved if actor_id else exceptions.TaskPlacementGroupRemoved
+        return removed(f"{removed.DEFAULT} {text[:1].upper()}{text[1:]}." if text else "")
     if kind == pb.INFEASIBLE and actor_id is not None:
         return exceptions.ActorUnschedulableError(text)
     return simple(text) if simple is not None else exceptions.RaySystemError(text)

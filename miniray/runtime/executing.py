@@ -8,6 +8,7 @@ running costs nothing. Any thread that has the interpreter lock; the answer is a
 from __future__ import annotations
 
 import sys
+import sysconfig
 import threading
 import time
 import traceback
@@ -25,6 +26,8 @@ from miniray.runtime.task_context import TaskContext
 if TYPE_CHECKING:
     from miniray.runtime.worker import CoreWorker
 
+LIBRARIES = ("<frozen ", sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+"""What is in these is hardly ever what a user wrote."""
 ROOM = "room in the object store"
 
 
@@ -39,6 +42,8 @@ class Doing:
     """Objects that it waits for inside `get`, `wait` or while its arguments come."""
     bringing: bool = False
     """They are its arguments."""
+    group: bytes = b""
+    """A placement group that it waits for."""
     room: int = 0
     """Bytes of the store that it waits for."""
     since: float = 0.0
@@ -99,11 +104,20 @@ def _context_of(frame: FrameType) -> TaskContext | None:
 
 def _seen(frame: FrameType, context: TaskContext) -> Doing:
     found = Doing(context)
+    outside = []
     for one in _walk(frame):
         _note_wait(found, one)
-        if not found.line and not is_package(one.f_code.co_filename):
-            found.line = place(one)
+        if not is_package(one.f_code.co_filename):
+            outside.append(one)
+    found.line = _line_of(outside)
     return found
+
+
+def _line_of(frames_inwards_out: list[FrameType]) -> str:
+    """The innermost place in code of the user, or else of a library."""
+    own = (one for one in frames_inwards_out if not one.f_code.co_filename.startswith(LIBRARIES))
+    chosen = next(own, frames_inwards_out[0] if frames_inwards_out else None)
+    return place(chosen) if chosen is not None else ""
 
 
 def _note_wait(found: Doing, frame: FrameType) -> None:
@@ -117,6 +131,8 @@ def _note_wait(found: Doing, frame: FrameType) -> None:
             found.waits.append(entry.id)
     elif code is local_objects.fetch.__code__:
         found.bringing = True
+    elif code.co_name == "_wait" and code.co_filename.endswith("/util/placement_group.py"):
+        found.group = values.get("group_id", b"")
     elif code is local_objects.make_room.__code__:
         found.room = values.get("size", 0)
 
@@ -125,15 +141,15 @@ def _coroutines(executor: Executor) -> Iterator[Doing]:
     """Calls of an asyncio actor, and where each of them is suspended."""
     begun = getattr(executor.concurrency, "begun", None)
     for call in begun() if begun is not None else ():
-        line = ""
+        outside: list[FrameType] = []
         step = call.task.get_coro()
         while step is not None:
             frame = getattr(step, "cr_frame", None) or getattr(step, "ag_frame", None)
             if frame is not None and not is_package(frame.f_code.co_filename):
-                line = place(frame)
+                outside.insert(0, frame)
             step = getattr(step, "cr_await", None) or getattr(step, "ag_await", None)
         awaited = getattr(getattr(call.task, "_fut_waiter", None), "object_id", None)
-        yield Doing(call.context, line, [awaited] if awaited else [])
+        yield Doing(call.context, _line_of(outside), [awaited] if awaited else [])
 
 
 # ---- in words
@@ -150,6 +166,9 @@ def links(one: Doing, now: float) -> tuple[list[str], bytes]:
         what = "its argument" if one.bringing else "object"
         first = one.waits[0]
         return [f"{one.title} runs here{since}, and waits for {what} {first.hex()}{more}{at}"], first
+    if one.group:
+        what = f"placement group {one.group.hex()[:12]}"
+        return [f"{one.title} runs here{since}, and waits for {what}"], one.group
     return [f"{one.title} runs here{since}{at}"], b""
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TICKET_SIZE = 16
 POLL_S = 0.03
+SHARE = 0.5
+"""Of the time that is left, processes have so much to answer: those that do not are looked at in the rest."""
 STEPS = 16
 """Processes a chain is followed through, at most."""
 
@@ -56,7 +58,7 @@ def ask(request: Ask, key: bytes, timeout_s: float) -> gcs.Explanation:
 
 
 def _step(request: Ask, key: bytes, deadline: float) -> gcs.Explanation:
-    within_s = max(0.1, min(1.0, deadline - time.monotonic()))
+    within_s = max(0.1, min(1.0, SHARE * (deadline - time.monotonic())))
     query = gcs.ExplainQuery(id=key, ticket=os.urandom(TICKET_SIZE), within_s=within_s)
     while True:
         found = request(query)

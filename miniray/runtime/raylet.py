@@ -314,7 +314,7 @@ class Raylet:
         self._logs.closed(startup_token)
         self.environments.released(startup_token)
         worker_id = self._by_token.pop(startup_token, None)
-        tail = without_marks(agent.tail_of(self._workers.log_path(startup_token, "err")))
+        tail = without_marks(agent.last_words(self._workers.log_path(startup_token, "err")))
         if worker_id is None:
             message, detail = describe_exit("a new worker", pid, status, problem)
             kind = common.WORKER_DIED if pid else common.RUNTIME_ENV_FAILED

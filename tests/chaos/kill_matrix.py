@@ -47,7 +47,8 @@ HEAD_KILLS = 4
 """Kills of the head in a row, in one cluster."""
 
 KINDS = ("worker", "grandchild", "zygote", "raylet", "head", "driver", "two")
-PAIRED = tuple(pair for pair in itertools.combinations(("worker", "grandchild", "zygote", "raylet", "driver"), 2)
+_EACH = ("worker", "grandchild", "zygote", "raylet", "driver")
+PAIRED = tuple(pair for pair in itertools.combinations(_EACH, 2)
                if pair != ("zygote", "raylet"))
 """All pairs but the one after whose death nobody is left who could end the user's processes."""
 SURVIVED = ("worker", "grandchild")
@@ -113,8 +114,8 @@ class Trial:
             if not watch.wait_for(there, GO_ON_WITHIN_S):
                 return f"there was no {kind}"
             victims.append(self.rng.choice(found))
-        self.below = {pid: start for daemon in self.candidates("raylet") for pid in agent.descendants_of(daemon)
-                      if (start := watch.started_at(pid))}
+        below = [pid for daemon in self.candidates("raylet") for pid in agent.descendants_of(daemon)]
+        self.below = {pid: start for pid in below if (start := watch.started_at(pid))}
         for pid in victims:
             agent.signal_process(pid, signal.SIGKILL)
         return ""

@@ -280,6 +280,17 @@ def world() -> World:
     return made
 
 
+@scene("pending.kept")
+def _kept() -> list[str]:
+    made = world()
+    for number in range(2):
+        made.make_actor(made.spec(number + 1, needs={"CPU": 2}, keeps={"CPU": 2}), worker=60 + number)
+    made.beat(1, CPU=0)
+    waits = made.spec(3, needs={"CPU": 1})
+    made.register(waits)
+    return asked(made, waits.actor_id)
+
+
 @scene("pending.actor-pending", "pending.actor-arguments", "pending.actor-creating",
        "pending.actor-restarting", "pending.actor-pause", "dead.actor-dead", "dead.killed-9")
 def _actors() -> list[str]:
