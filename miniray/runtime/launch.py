@@ -49,7 +49,7 @@ class LocalSession:
         from miniray.runtime import session_lock
 
         self._end_daemon(within_s)
-        session_lock.remove_if_dead(self.session_dir)
+        session_lock.remove_when_dead(self.session_dir)
 
     def _end_daemon(self, within_s: float) -> None:
         import select

@@ -36,10 +36,19 @@ def sweep(root: str) -> list[str]:
     return removed
 
 
-def remove_if_dead(directory: str) -> None:
-    """Delete a directory that was made for this process, unless one of its processes lives."""
-    if os.path.isdir(directory) and not _is_held(directory):
-        remove(directory)
+def remove_when_dead(directory: str, within_s: float = 2.0) -> None:
+    """Wait until a directory that was made for this process is gone; delete it if nobody does.
+
+    After `within_s` it is left to its processes, which are still about to end.
+    """
+    deadline = time.monotonic() + within_s
+    while os.path.isdir(directory):
+        if not _is_held(directory):
+            remove(directory)
+        elif time.monotonic() > deadline:
+            return
+        else:
+            time.sleep(0.01)
 
 
 def remove(directory: str) -> None:

@@ -60,7 +60,6 @@ def test_a_driver_removes_its_session_when_raylet_and_zygote_were_killed_togethe
         os.kill(raylet, signal.SIGKILL)
         os.kill(zygote, signal.SIGKILL)
         eventually(lambda: not alive(worker) and not alive(raylet), "they end")
-        assert Path(session).exists()
     finally:
         ray.shutdown()
     assert not Path(session).exists()
