@@ -18,7 +18,7 @@ from miniray import config
 from miniray.commands import credentials
 from miniray.commands import options as opts
 from miniray.commands.stop import Target, end
-from miniray.runtime import agent, launch, sessions
+from miniray.runtime import agent, launch, sessions, state_directory
 from miniray.runtime.daemon import HeadOptions, NodeOptions
 from miniray.runtime.join_string import JoinString
 
@@ -58,7 +58,7 @@ def start(is_head: bool, address: str | None, block: bool, join: str | None, **v
 def run(kind: str, options: HeadOptions | NodeOptions) -> tuple[Target, dict[str, Any]]:
     """Start one daemon: it, and what it says of itself. ClickException with its last words if it fails."""
     log = log_file(kind)
-    with log.open("wb") as output:
+    with open(log, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
         try:
             ready = launch.start_daemon(kind, options, output=output.fileno())
         except RuntimeError as error:
@@ -73,9 +73,7 @@ def run(kind: str, options: HeadOptions | NodeOptions) -> tuple[Target, dict[str
 
 def log_file(kind: str) -> Path:
     """A new log in $XDG_STATE_HOME/miniray/logs (~/.local/state/…); old ones go."""
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    logs = Path(base) / "miniray" / "logs"
-    logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    logs = Path(state_directory.make("logs"))
     for old in sorted(logs.glob("*.log"), key=lambda path: path.stat().st_mtime)[:-LOGS_KEPT]:
         old.unlink(missing_ok=True)
     return logs / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"

@@ -11,7 +11,6 @@ SIGTERM saves and ends; a second one ends at once, and nothing that was acknowle
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniray._proto import gcs_pb2
-from miniray.runtime import agent, loops, rpc, sessions, supervisor
+from miniray.runtime import agent, loops, rpc, sessions, state_directory, supervisor
 from miniray.runtime.admission import is_loopback
 from miniray.runtime.daemon import tell_ready
 from miniray.runtime.gcs import GcsShell
@@ -158,10 +157,13 @@ def _own_file(options: HeadOptions) -> Path | None:
     """The default storage, None when another was chosen or the port is any."""
     if options.storage or not options.port:
         return None
-    base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "miniray"
-    with contextlib.suppress(OSError):
-        base.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return base / f"head-{options.port}.sqlite"
+    try:
+        state_directory.make()
+    except state_directory.NotOurs as error:
+        raise StorageError(str(error)) from None
+    except OSError:
+        pass  # the storage says what is wrong with it
+    return Path(state_directory.place(f"head-{options.port}.sqlite"))
 
 
 def _storage_url(options: HeadOptions, own_file: Path | None) -> str:

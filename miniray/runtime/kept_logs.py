@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 
+from miniray.runtime import state_directory
+
 FILE_BYTES = 1 << 20
 FILES = 200
 KEPT = 10
@@ -20,8 +22,7 @@ ENDED = "ended"
 
 def place_of(session_dir: str) -> str:
     """Where the logs of a session go if it fails."""
-    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return os.path.join(state, "miniray", "logs", os.path.basename(session_dir))
+    return state_directory.place("logs", os.path.basename(session_dir))
 
 
 def settle(session_dir: str, failed: bool) -> None:
@@ -46,8 +47,7 @@ def keep(session_dir: str) -> None:
     if not found:
         return
     found.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
-    place = place_of(session_dir)
-    os.makedirs(place, mode=0o700, exist_ok=True)
+    place = state_directory.make("logs", os.path.basename(session_dir))
     for entry in found[:FILES]:
         _copy_end(entry.path, os.path.join(place, entry.name))
     _drop_oldest(os.path.dirname(place))

@@ -20,6 +20,7 @@ from miniray.runtime import versions
 
 MAX_MESSAGE = 512 << 20
 _LENGTH = struct.Struct("<I")
+_CREDENTIALS = struct.Struct("3i")
 
 
 class RayletClient:
@@ -28,6 +29,7 @@ class RayletClient:
     def __init__(self, path: str) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock.connect(path)
+        _demand_own(self._sock, path)
         self._lock = threading.Lock()
         self._buffer = bytearray()
         self._fds: deque[int] = deque()
@@ -110,3 +112,12 @@ class RayletClient:
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
+
+
+def _demand_own(sock: socket.socket, path: str) -> None:
+    """ConnectionError unless this user, or root, listens: it gets our token, and what it sends is run."""
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _pid, uid, _gid = _CREDENTIALS.unpack(raw)
+    if uid not in (os.getuid(), 0):
+        sock.close()
+        raise ConnectionError(f"at {path} listens another user (uid {uid}): that is no raylet of ours")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -118,8 +119,8 @@ def find(address: str = "auto", *, kind: str = "node") -> Session | None:
 def _read(directory: str, kind: str) -> Session | None:
     path = os.path.join(directory, f"{kind}.json")
     try:
-        if os.stat(directory).st_uid != os.getuid():
-            return None  # somebody else made a directory of our name
+        if not _is_private(directory):
+            return None  # somebody else made something of our name
         info: dict[str, Any] = json.loads(_text(path))
         written_at = os.stat(path).st_mtime
         return Session(
@@ -130,13 +131,19 @@ def _read(directory: str, kind: str) -> Session | None:
         return None
 
 
+def _is_private(directory: str) -> bool:
+    """Whether only this user can have written what is in it: no link to where others write, too."""
+    found = os.lstat(directory)
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+
+
 def _started_before(pid: int, moment: float) -> bool:
     """True when `pid` lives and is older than `moment`: the writer, not a later user of its number."""
     try:
-        stat = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        fields = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
     except OSError:
         return False
-    state, start_ticks = stat[0], int(stat[19])
+    state, start_ticks = fields[0], int(fields[19])
     uptime = float(_text("/proc/uptime").split()[0])
     started_at = time.time() - uptime + start_ticks / os.sysconf("SC_CLK_TCK")
     return state != "Z" and started_at <= moment + 1.0

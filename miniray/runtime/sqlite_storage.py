@@ -17,6 +17,7 @@ import sqlite3
 import struct
 from collections.abc import Iterable, Iterator
 
+from miniray.runtime.state_directory import make_private
 from miniray.runtime.storage import (
     Change,
     Row,
@@ -59,7 +60,7 @@ class SqliteStorage:
         self._epoch = 0
         self._counter = -1
         try:
-            os.makedirs(os.path.dirname(os.path.abspath(path)), mode=0o700, exist_ok=True)
+            make_private(os.path.dirname(os.path.abspath(path)))
             if not os.path.exists(path):
                 _make(path)
             if os.path.getsize(path) == 0:

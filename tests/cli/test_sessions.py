@@ -44,6 +44,22 @@ def test_files_are_readable_by_their_user_only() -> None:
     assert sessions.living()[0].token() == "secret"
 
 
+def test_what_others_can_write_is_no_session(root: Path) -> None:
+    """A link of our name to a directory of ours that all may write to, as /tmp is root's."""
+    shared = root / "shared"
+    shared.mkdir()
+    sessions.publish(str(shared), "node", address="127.0.0.1:1", socket=str(shared / "evil.sock"))
+    name = f"miniray-{os.getuid()}-deadbeef"
+    (root / name).symlink_to(shared)
+    assert sessions.living() == []
+    shared.chmod(0o1777)
+    (root / name).unlink()
+    shared.rename(root / name)
+    assert sessions.living() == []
+    (root / name).chmod(0o700)
+    assert len(sessions.living()) == 1, "nothing else was wrong with it"
+
+
 def test_a_session_whose_daemon_ended_is_not_seen() -> None:
     directory = Path(sessions.create())
     process = subprocess.Popen(["sleep", "60"])
