@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from miniray.printable import on_one_line, printable
+
 if TYPE_CHECKING:
     from miniray._proto import gcs_pb2 as gcs
 
@@ -31,11 +33,11 @@ class Explanation:
     def __str__(self) -> str:
         if not self.kind:
             return "nothing is known of this id: neither the head nor the driver of its job knows it"
-        lines = [self.sentence, *(f"  - {link}" for link in self.chain)]
+        lines = [printable(self.sentence, "  "), *(f"  - {printable(link, '    ')}" for link in self.chain)]
         if self.advice:
             lines.append(f"what helps: {self.advice}")
         if self.story:
-            lines += ["what happened:", *(f"  {line}" for line in self.story)]
+            lines += ["what happened:", *(f"  {printable(line, '    ')}" for line in self.story)]
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -59,12 +61,12 @@ class Stack:
         self.silent: str = finding.silent
 
     def __str__(self) -> str:
-        where = f"{self.title} {self.worker_id[:12]} (pid {self.pid}, node {self.node_id[:12]})"
-        lines = [where + (f": does not answer, {self.silent}" if self.silent else "")]
-        lines += [f"  runs: {task}" for task in self.running]
+        where = f"{on_one_line(self.title)} {self.worker_id[:12]} (pid {self.pid}, node {self.node_id[:12]})"
+        lines = [where + (f": does not answer, {on_one_line(self.silent)}" if self.silent else "")]
+        lines += [f"  runs: {on_one_line(task)}" for task in self.running]
         if self.silent and self.text:
             lines.append("  its stacks, most recent call first, from a signal:")
-        return "\n".join([*lines, *("  " + line for line in self.text.splitlines())])
+        return "\n".join([*lines, *("  " + printable(line) for line in self.text.splitlines())])
 
     def __repr__(self) -> str:
         return f"<Stack of {self.title} pid {self.pid}>"

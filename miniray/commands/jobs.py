@@ -16,6 +16,7 @@ import click
 from miniray.commands import options as opts
 from miniray.commands import tables
 from miniray.commands.status import ADDRESS
+from miniray.printable import printable
 
 if TYPE_CHECKING:
     from miniray.job_submission import JobSubmissionClient
@@ -112,7 +113,7 @@ def _tell(details: Any) -> None:
     words = {"SUCCEEDED": "succeeded", "FAILED": "failed", "STOPPED": "was stopped"}
     click.echo(f"Job '{details.submission_id}' {words.get(details.status.value, details.status.value)}")
     if details.status.value == "FAILED" and details.message:
-        click.echo(f"Status message: {details.message}")
+        click.echo(f"Status message: {printable(details.message, '  ')}")
 
 
 @job.command()
@@ -125,7 +126,7 @@ def status(address: str | None, submission_id: str) -> None:
     if details.driver_exit_code is not None:
         click.echo(f"Exit code: {details.driver_exit_code}")
     if details.message:
-        click.echo(f"Status message: {details.message}")
+        click.echo(f"Status message: {printable(details.message, '  ')}")
 
 
 @job.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from miniray.commands.cluster_client import Request, connect
 from miniray.commands.status import ADDRESS
 from miniray.exposition import exposition
+from miniray.printable import printable
 
 
 @click.command()
@@ -18,7 +20,8 @@ def metrics(address: str | None) -> None:
     """Counters, gauges and histograms of running programs, in Prometheus' text format."""
     with connect(address) as (request, _where):
         reports = list(read_reports(request))
-    click.echo(exposition(reports), nl=False)
+    text = exposition(reports)
+    click.echo(printable(text) if sys.stdout.isatty() else text, nl=False)
 
 
 def read_reports(request: Request) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ import click
 from miniray.commands import tables
 from miniray.commands.cluster_client import connect
 from miniray.options import UNIT
+from miniray.printable import on_one_line
 from miniray.runtime.host import endpoint
 
 ADDRESS = click.option("--address", metavar="HOST:PORT", help="Which cluster; default: the one running here.")
@@ -33,12 +34,12 @@ def status(address: str | None) -> None:
     click.echo(tables.table(("node", "name", "host", "state", "CPU", "GPU", "store"), rows(reply.nodes)))
     click.echo("\nIn use")
     for name, (used, total) in usage(reply.nodes).items():
-        click.echo(f"  {tables.amount(name, used)} of {tables.amount(name, total)} {name}")
+        click.echo(f"  {tables.amount(name, used)} of {tables.amount(name, total)} {on_one_line(name)}")
     if reply.demand:
         click.echo("\nWaiting")
         for demand in reply.demand:
             shape = {name: value / UNIT for name, value in sorted(demand.resources.amounts.items())}
-            because = f" ({demand.reason})" if demand.reason else ""
+            because = f" ({on_one_line(demand.reason)})" if demand.reason else ""
             what = f"pending {demand.kind}s" if demand.kind else "pending tasks/actors"
             click.echo(f" {shape}: {demand.count}+ {what}{because}")
 

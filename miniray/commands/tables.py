@@ -1,9 +1,11 @@
-"""Plain tables for a terminal or a pipe: aligned columns, no colours, no wrapping."""
+"""Plain tables for a terminal or a pipe: aligned columns, no colours, no wrapping, no control characters."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+
+from miniray.printable import on_one_line
 
 UNIT = 10_000
 """Resource amounts on the wire are in units of 1/10,000."""
@@ -65,7 +67,7 @@ def ago(moment: float) -> str:
 def _text(cell: object) -> str:
     if isinstance(cell, bytes):
         return cell.hex()[:16]
-    return str(cell).replace("\n", " ")
+    return on_one_line(str(cell))
 
 
 def _is_number(text: str) -> bool:

@@ -9,6 +9,7 @@ import click
 from miniray.commands.cluster_client import Request, clusters, connect
 from miniray.commands.status import ADDRESS
 from miniray.explanations import Explanation
+from miniray.printable import on_one_line
 
 ASK_S = 10.0
 SHOWN = 20
@@ -80,7 +81,7 @@ def find(request: Request, text: str) -> bytes:
         first = next(iter(names))
         click.echo(f"{len(names)} things here are called {text!r}; this is the first of them. All:", err=True)
         for one in list(names)[:SHOWN]:
-            click.echo(f"  {one.hex()} {names[one]}", err=True)
+            click.echo(f"  {one.hex()} {on_one_line(names[one])}", err=True)
         return first
     if names:
         return next(iter(names))

@@ -136,7 +136,9 @@ class Sink:
                 file.flush()
 
     def _prefix(self, line: Line, coloured: bool) -> str:
-        name = f"{line.name} " if line.name else ""
+        from miniray.printable import on_one_line  # most drivers print nothing of others
+
+        name = f"{on_one_line(line.name)} " if line.name else ""
         elsewhere = f", ip={line.ip}" if line.ip and line.ip != self._own_ip else ""
         prefix = f"({name}pid={line.pid}{elsewhere})"
         if not coloured:

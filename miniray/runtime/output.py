@@ -64,6 +64,7 @@ class MarkedStream(io.TextIOWrapper):
         if not self._marked:
             lines += f"{JOB}{_job}\n"
         self._marked = name
+        name = name.replace("\n", " ")  # else it could be a mark of its own
         super().write(f"{lines}{ACTOR if _actor else TASK}{name}\n")
 
 
@@ -84,7 +85,6 @@ def belongs_to(job_id: bytes) -> None:
 def is_actor(name: str) -> None:
     """This process is an actor from now on: every line is its own, whoever writes it."""
     global _actor
-    name = name.replace("\n", " ")
     if name != _actor:
         _actor = name
         for stream in (sys.stdout, sys.stderr):
