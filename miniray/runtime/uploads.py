@@ -56,7 +56,7 @@ def read(worker: CoreWorker, uri: str) -> bytes:
         raise LookupError(f"{uri} is not among the job's packages")
     pieces = [
         worker.control.request("kv_get", gcs.KvGet(namespace=where, key=_piece(name, index))).kv.value
-        for index in range(int(found.value))
+        for index in range(_count(found.value) or 0)
     ]
     return b"".join(pieces)
 
@@ -71,6 +71,11 @@ def _piece(name: bytes, index: int) -> bytes:
     return name + b"#%d" % index
 
 
+def _count(record: bytes) -> int | None:
+    """Of pieces; None if that is not what it says: whoever has the token can write there."""
+    return int(record) if record.isdigit() and len(record) < 9 else None
+
+
 def fetch(ask: Callable[..., None], job_id: bytes, uri: str, path: str, done: Done) -> None:
     """Copy a package into a file, piece by piece; `ask` is the raylet's `Bridge.ask`."""
     name = uri.encode()
@@ -79,12 +84,16 @@ def fetch(ask: Callable[..., None], job_id: bytes, uri: str, path: str, done: Do
         if not reply.kv.found:
             done(f"package {uri} is not in the cluster: it goes with the job that brought it")
             return
+        count = _count(reply.kv.value)
+        if count is None:
+            done(f"package {uri} is damaged: its record gives no number of pieces: {reply.kv.value[:40]!r}")
+            return
         try:
             open(path, "wb").close()
         except OSError as error:
             done(f"package {uri} cannot be written to {path}: {error.strerror}")
             return
-        follow(0, int(reply.kv.value))
+        follow(0, count)
 
     def follow(index: int, count: int) -> None:
         if index == count:
