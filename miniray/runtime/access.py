@@ -125,6 +125,17 @@ class Access:
         """The same for somebody whose credentials were checked: the token's predecessor does, for a while."""
         return any(hmac.compare_digest(given.encode(), token.encode()) for token in self._tokens())
 
+    def demand_own(self, address: str) -> None:
+        """NotAdmitted when another user of this machine would be told the token at HOST:PORT. OSError."""
+        if self.identity is not None:
+            return  # the certificate says who it is
+        from miniray.runtime import port_owner
+
+        uid = port_owner.stranger_at(address)
+        if uid is not None:
+            raise NotAdmitted(f"another user (uid {uid}) listens at {address}, and is not told the cluster's "
+                              "token: whoever had this port before has ended")
+
     def proof(self, challenge: bytes) -> bytes:
         """What shows that its maker knows the token, and not which it is."""
         return _proof(self.token, challenge)

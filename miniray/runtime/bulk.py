@@ -18,7 +18,8 @@ and requests are handled on the loop. A reader keeps idle connections for the ne
 
 Limits: `STREAMS` transfers at a time each way; a silent connection is closed after `IDLE_S`. The
 token is proved, not sent. Who has not greeted in `GREETING_S` is closed, and of those who have not
-the oldest of an address makes room when there are more than `GREETING_AT_ONCE`.
+the oldest of an address makes room when there are more than `GREETING_AT_ONCE` of it; when there are
+`GREETING_IN_ALL`, of the address that has most.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ STALL_S = 10.0
 CONNECT_S = 5.0
 GREETING_S = 10.0
 GREETING_AT_ONCE = 64
+GREETING_IN_ALL = 512
+"""One machine may have many addresses: all of 127.0.0.0/8, or of an IPv6 network."""
 UNREACHED_MS = 30_000
 """A connection of two workers on which nothing is acknowledged for so long breaks; they relay again."""
 CHALLENGE_BYTES = 32
@@ -123,9 +126,19 @@ class BulkServer:
             greeting = self._greeting.setdefault(address[0], {})
             greeting[task] = None
             if len(greeting) > GREETING_AT_ONCE:
-                oldest = next(iter(greeting))
-                del greeting[oldest]
-                oldest.cancel()
+                self._turn_away(address[0])
+            elif sum(map(len, self._greeting.values())) > GREETING_IN_ALL:
+                self._turn_away(max(self._greeting, key=lambda host: len(self._greeting[host])))
+            await asyncio.sleep(0)  # it begins, so that whatever ends it closes its socket
+
+    def _turn_away(self, host: str) -> None:
+        """The oldest connection from there that has not greeted."""
+        greeting = self._greeting[host]
+        oldest = next(iter(greeting))
+        del greeting[oldest]
+        oldest.cancel()
+        if not greeting:
+            del self._greeting[host]
 
     async def _serve(self, sock: socket.socket, host: str) -> None:
         try:
@@ -332,6 +345,7 @@ async def connect(loop: asyncio.AbstractEventLoop, address: Address, token: str 
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await asyncio.wait_for(loop.sock_connect(sock, where), CONNECT_S)
+        access.demand_own(f"{where[0]}:{where[1]}")
         return await asyncio.wait_for(_introduce(loop, sock, Address(*address), access), GREETING_S)
     except BaseException as error:
         sock.close()

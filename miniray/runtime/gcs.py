@@ -169,6 +169,10 @@ class GcsShell:
             await asyncio.sleep(PROBE_EVERY_S)
         self._probes.pop(node_id, None)
 
+    def has_node(self, node_id: bytes) -> bool:
+        """Whether it is a living member: one that was cut off comes back with what it knew."""
+        return node_id in self.head.members.living
+
     def has_port(self, host: str, port: int) -> bool:
         """Whether a living node has announced this port."""
         living = self.head.members.living.values()
@@ -184,7 +188,10 @@ class GcsShell:
         answer: asyncio.Future[gcs.ControlReply] = self._loop.create_future()
         self._answers[ticket] = answer
         self._stimulus(self.head.request, request, ticket)
-        return await answer
+        try:
+            return await answer
+        finally:
+            self._answers.pop(ticket, None)  # whoever asked may have gone
 
     # ---- for the head's keeper of secrets
 

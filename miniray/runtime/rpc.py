@@ -8,14 +8,14 @@
     call_head, handshake   ──▶ one request, one reply: the command line
     fetch                  ──▶ the chunks of one object from another raylet
 
-Every method but `Gcs.Handshake` needs `authorization: Bearer <token>`, compared in constant time
-by one interceptor before anything else is looked at. Where the `Access` has an identity, all of it
-is mutual TLS: a server answers nobody without a certificate. Addresses are "host:port".
-`GRPC_ENABLE_FORK_SUPPORT=0` is set before gRPC is imported: user code forks beside our streams.
-Without it children of a process with an idle stream die or hang; with 0 none does.
-
-Services are registered by name (no generated stubs), messages are the ones of protos/.
-All of it runs on the event loop's thread.
+Every method but `Gcs.Handshake` needs `authorization: Bearer <token>`, compared in constant time by one
+interceptor before anything else is looked at. The handshake's request is metadata, whose size is limited:
+of a stranger no message is read. Where the `Access` has an identity, all of it is mutual TLS: a server
+answers nobody without a certificate. Addresses are "host:port". `GRPC_ENABLE_FORK_SUPPORT=0` is set
+before gRPC is imported: user code forks beside our streams, and children of a process with an idle stream
+die or hang without it, none with it.
+Services are registered by name (no generated stubs), messages are the ones of protos/. All of it runs
+on the event loop's thread.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import raylet_pb2 as raylet
 from miniray.core.ids import NODE_ID_SIZE
 from miniray.core.link import STREAM, Link
-from miniray.runtime import versions
+from miniray.runtime import call_headers, versions
 from miniray.runtime.access import HEAD_NAME, Access, NotAdmitted, node_name, vouch
+from miniray.runtime.doorkeeper import Doorkeeper
 from miniray.runtime.host import endpoint, holder_of
 from miniray.runtime.links import Dialler, LinkEnd, LinkEvents, PeerLinks, Stream, StreamEnded
 
@@ -70,9 +71,10 @@ SERVER_OPTIONS = [
     *_MESSAGE_OPTIONS,
     ("grpc.so_reuseport", 0),  # else a second head binds the same port and steals half the calls
     ("grpc.server_handshake_timeout_ms", 10_000),  # TLS, and the first words of HTTP/2
-    ("grpc.max_connection_idle_ms", 300_000),  # without a stream or a call
+    ("grpc.max_connection_idle_ms", 300_000),  # without a stream or a call; see also `doorkeeper`
     ("grpc.max_concurrent_streams", 4096),  # of one connection
     ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # none: what arrives is not larger than what was sent
 ]
 
 CHANNEL_OPTIONS = [
@@ -223,12 +225,17 @@ def explain(error: grpc.aio.AioRpcError, address: str) -> str:
 
 
 async def _open_stream(
-    address: str, channel: grpc.aio.Channel, method: str, packet: Any, metadata: Any
+    address: str, channel: grpc.aio.Channel, method: str, packet: Any, access: Access, node_id: bytes
 ) -> Stream:
+    try:
+        access.demand_own(address)
+    except OSError as error:
+        raise StreamEnded(str(error)) from None
     connect = channel.stream_stream(
         method, request_serializer=packet.SerializeToString, response_deserializer=packet.FromString
     )
-    return await _ClientStream(channel, connect(metadata=metadata), address).opened()
+    stream = _ClientStream(channel, connect(metadata=_credentials(access.token, node_id)), address)
+    return await stream.opened()
 
 
 async def dial_head(address: str, token: str | Access, node_id: bytes) -> Stream:
@@ -240,25 +247,22 @@ async def dial_head(address: str, token: str | Access, node_id: bytes) -> Stream
         raise _stream_ended(error, address) from None
     if not answer.accepted:
         raise StreamEnded(answer.refusal, final=True)
-    metadata = _credentials(access.token, node_id)
     return await _open_stream(
-        address, _channel(address, access), f"/{GCS}/Connect", gcs.Packet, metadata)
+        address, _channel(address, access), f"/{GCS}/Connect", gcs.Packet, access, node_id)
 
 
 async def dial_tunnel(address: str, token: str | Access, node_id: bytes) -> Stream:
     """A stream for one connection through the head's port; see `tunnel`. StreamEnded."""
     access = Access.of(token)
-    metadata = _credentials(access.token, node_id)
     return await _open_stream(
-        address, _channel(address, access), f"/{GCS}/Tunnel", gcs.TunnelFrame, metadata)
+        address, _channel(address, access), f"/{GCS}/Tunnel", gcs.TunnelFrame, access, node_id)
 
 
 async def dial_raylet(address: str, token: str | Access, node_id: bytes, peer: bytes = b"") -> Stream:
     """A raylet's stream to the one of node `peer`; `node_id` is the dialler's own. StreamEnded."""
     access = Access.of(token)
-    metadata = _credentials(access.token, node_id)
     channel = _channel(address, access, node_name(peer))
-    return await _open_stream(address, channel, f"/{RAYLET}/Connect", raylet.PeerPacket, metadata)
+    return await _open_stream(address, channel, f"/{RAYLET}/Connect", raylet.PeerPacket, access, node_id)
 
 
 def head_link(
@@ -278,7 +282,7 @@ def head_link(
 async def handshake(
     address: str, token: str | Access = "", nonce: bytes = b"", timeout_s: float = 5.0
 ) -> gcs.HandshakeReply:
-    """Versions of both sides; sends no token. Raises grpc.aio.AioRpcError."""
+    """Versions of both sides; sends no token. An older head looks at the message. grpc.aio.AioRpcError."""
     request = gcs.HandshakeRequest(
         protocol_version=OURS.protocol, python_version=OURS.python, nonce=nonce)
     async with _channel(address, Access.of(token)) as channel:
@@ -287,7 +291,8 @@ async def handshake(
             request_serializer=gcs.HandshakeRequest.SerializeToString,
             response_deserializer=gcs.HandshakeReply.FromString,
         )
-        reply: gcs.HandshakeReply = await method(request, timeout=timeout_s)
+        metadata = call_headers.of_handshake(request)
+        reply: gcs.HandshakeReply = await method(request, metadata=metadata, timeout=timeout_s)
         return reply
 
 
@@ -324,13 +329,13 @@ async def _call(
 
 
 async def _access(address: str, token: str | Access) -> Access:
-    """Of a bare token: whatever it takes to speak to the cluster at `address`."""
-    if isinstance(token, Access):
-        return token
+    """Whatever it takes to speak to the cluster at `address`; of a bare token, too."""
     from miniray.runtime import admission
 
     try:
-        return await admission.admit(address, token)
+        access = token if isinstance(token, Access) else await admission.admit(address, token)
+        access.demand_own(address)
+        return access
     except OSError as error:
         raise RpcError(str(error)) from None
 
@@ -364,6 +369,7 @@ async def fetch(
 ) -> AsyncIterator[raylet.Chunk]:
     """The chunks of an object from the raylet of node `peer`, for node `node_id`. ConnectionError."""
     access = Access.of(token)
+    access.demand_own(address)
     async with _channel(address, access, node_name(peer)) as channel:
         method = channel.unary_stream(
             f"/{RAYLET}/Fetch",
@@ -393,10 +399,7 @@ class _TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler is None or details.method == f"/{GCS}/Handshake":
             return handler
         metadata = dict(details.invocation_metadata or ())
-        word, _, token = str(metadata.get("authorization", "")).partition(" ")
-        known = self._access.identity is not None and not details.method.startswith(f"/{GCS}/")
-        accepts = self._access.accepts_known if known else self._access.accepts
-        if not accepts(token) or word != "Bearer":
+        if not call_headers.has_token(self._access, GCS, details.method, metadata):
             return _refusing(grpc.StatusCode.UNAUTHENTICATED, "the cluster token is missing or wrong")
         theirs = versions.Versions.parse(str(metadata.get(_VERSION_HEADER, "0")))
         unfit = OURS.refusal(theirs, "it", "this process")
@@ -484,10 +487,12 @@ class Server:
     def __init__(self, server: grpc.aio.Server, port: int, streams: _Streams) -> None:
         self._server = server
         self._streams = streams
+        self._watching = asyncio.get_running_loop().create_task(streams.door.watch(port))
         self.port = port
 
     async def stop(self, grace_s: float = 0.2) -> None:
         """Close the port and end every stream; other calls have `grace_s` to finish."""
+        self._watching.cancel()
         await self._streams.end()
         await self._server.stop(grace_s)
 
@@ -498,9 +503,11 @@ class _Streams:
 
     def __init__(self) -> None:
         self._handlers: dict[asyncio.Task[Any], None] = {}
+        self.door = Doorkeeper()
 
-    async def run(self, serving: Awaitable[None]) -> None:
+    async def run(self, serving: Awaitable[None], context: Any) -> None:
         """One handler's work. Its end is no error, nor is the end of a peer."""
+        self.door.admits(context)
         task = asyncio.current_task()
         assert task is not None
         self._handlers[task] = None
@@ -551,10 +558,11 @@ async def serve_gcs(
     streams = _Streams()
     access = Access.of(token)
 
-    async def shake(request: gcs.HandshakeRequest, context: Any) -> gcs.HandshakeReply:
+    async def shake(_: Any, context: Any) -> AsyncIterator[gcs.HandshakeReply]:
+        request = call_headers.handshake_in(context.invocation_metadata())
         theirs = versions.Versions(request.protocol_version, request.python_version)
         refusal = OURS.refusal(theirs, "the head", "this node")
-        return gcs.HandshakeReply(
+        yield gcs.HandshakeReply(
             accepted=not refusal,
             refusal=refusal,
             protocol_version=OURS.protocol,
@@ -564,10 +572,14 @@ async def serve_gcs(
 
     async def connect(_: Any, context: Any) -> None:
         node_id = await _peer_id(context, access)
+        given = call_headers.token_in(context.invocation_metadata())
+        if not (access.accepts(given) or shell.has_node(node_id)):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the cluster token was replaced")
         await context.send_initial_metadata((_ACCEPTED,))
-        await streams.run(shell.serve(node_id, _ServerStream(context)))
+        await streams.run(shell.serve(node_id, _ServerStream(context)), context)
 
     async def call(request: gcs.ControlRequest, context: Any) -> gcs.ControlReply:
+        streams.door.admits(context)
         try:
             return await asyncio.wait_for(shell.call(request), CALL_S)
         except asyncio.TimeoutError:
@@ -578,10 +590,11 @@ async def serve_gcs(
 
     async def tunnel(_: Any, context: Any) -> None:
         await context.send_initial_metadata((_ACCEPTED,))
-        await streams.run(tunnels.serve(_ServerStream(context)))
+        await streams.run(tunnels.serve(_ServerStream(context)), context)
 
     methods = {
-        "Handshake": _unary(shake, gcs.HandshakeRequest),
+        "Handshake": grpc.stream_stream_rpc_method_handler(
+            shake, None, gcs.HandshakeReply.SerializeToString),
         "Connect": grpc.stream_stream_rpc_method_handler(
             connect, gcs.Packet.FromString, gcs.Packet.SerializeToString
         ),
@@ -618,9 +631,10 @@ async def serve_raylet(
     async def connect(_: Any, context: Any) -> None:
         node_id = await _peer_id(context, access)
         await context.send_initial_metadata((_ACCEPTED,))
-        await streams.run(peers.serve(node_id, _ServerStream(context)))
+        await streams.run(peers.serve(node_id, _ServerStream(context)), context)
 
     async def send_chunks(request: raylet.FetchRequest, context: Any) -> AsyncIterator[raylet.Chunk]:
+        streams.door.admits(context)
         reader = await _peer_id(context, access)
         async for chunk in chunks(request, reader):
             yield chunk

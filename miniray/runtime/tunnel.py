@@ -37,6 +37,8 @@ BUFFER_BYTES = 1 << 20
 MAX_PORTS = 2
 MAX_WAITING = 256
 """Connections that wait for their node to take them."""
+MAX_COMING = 512
+"""For one node within `TAKEN_WITHIN_S`: each costs a stream, and the node finds out who it is."""
 
 Dial = Callable[[], Awaitable[Stream]]
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -137,7 +139,7 @@ class HeadTunnels:
         self, index: int, wish: int, news: asyncio.Queue[gcs.TunnelFrame], mine: dict[bytes, None]
     ) -> asyncio.Server:
         def came(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if len(self._waiting) >= MAX_WAITING:
+            if len(self._waiting) >= MAX_WAITING or len(mine) >= MAX_COMING:
                 writer.transport.abort()
                 return
             ticket = os.urandom(16)

@@ -4,15 +4,16 @@ uvicorn's `Server` is left out: it wakes up ten times a second and takes the pro
 does not limit is limited here: the bytes of a request's head, the time in which a request must be
 complete and its answer be read, and the number of connections. When there are too many, the one
 that has waited longest without a request goes first, so whoever only holds connections open does
-not keep others out.
+not keep others out. Handshakes of TLS, each of which takes 300 KB, are counted apart and before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 try:
     import uvicorn
@@ -28,9 +29,13 @@ from miniray.web.api import Ask, application
 from miniray.web.guard import Guard
 
 if TYPE_CHECKING:
+    import socket
     import ssl
 
 MAX_CONNECTIONS = 256
+MAX_HANDSHAKES = 64
+BACKLOG = 1024
+ACCEPT_AGAIN_S = 0.1
 MAX_HEAD_BYTES = 32 << 10
 REQUEST_S = 10.0
 """A request must have arrived within this, counted from the connection or its first byte."""
@@ -43,14 +48,18 @@ KEEP_ALIVE_S = 15.0
 class WebServer:
     """A running HTTP server."""
 
-    def __init__(self, server: asyncio.base_events.Server, state: ServerState) -> None:
+    def __init__(self, server: asyncio.base_events.Server, state: ServerState,
+                 encryption: Encryption | None) -> None:
         self._server = server
+        self._encryption = encryption
         self._state = state
         self.port: int = server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Close the port and every connection."""
         self._server.close()
+        if self._encryption is not None:
+            self._encryption.close()
         for connection in list(self._state.connections):
             connection.transport.abort()
         for task in list(self._state.tasks):
@@ -75,19 +84,65 @@ async def serve(
     config.load()
     state = ServerState()
     waiting: dict[Connection, None] = {}
-    loop = asyncio.get_running_loop()
+
+    def made() -> Connection:
+        return Connection(config, state, waiting)
+
     try:
-        server = await loop.create_server(
-            lambda: Connection(config, state, waiting), host, port, ssl=tls, backlog=1024,
-            ssl_handshake_timeout=REQUEST_S if tls is not None else None,
-        )  # fmt: skip
+        server = await asyncio.get_running_loop().create_server(
+            made, host, port, backlog=BACKLOG, start_serving=tls is None)
+        encryption = Encryption(server, tls, made) if tls is not None else None
     except OSError as error:
         holder = holder_of(port)
         if holder:
             text = f"HTTP port {port} is taken by {holder}: choose another --http-port"
             raise rpc.PortInUse(text) from None
         raise rpc.RpcError(f"cannot serve HTTP on {host}:{port}: {error}") from None
-    return WebServer(server, state)
+    return WebServer(server, state, encryption)
+
+
+class Encryption:
+    """Accepts the connections of a server that speaks TLS: asyncio's own counts no handshakes."""
+
+    def __init__(self, server: asyncio.base_events.Server, tls: ssl.SSLContext,
+                 made: Callable[[], Connection]) -> None:
+        """Instead of `server`, which has not begun to serve, on its sockets."""
+        self._loop = asyncio.get_running_loop()
+        self._tls = tls
+        self._made = made
+        self._shaking: dict[asyncio.Task[None], None] = {}
+        """Oldest first."""
+        self._listeners = [bound.dup() for bound in server.sockets]
+        for listener in self._listeners:
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+        self._accepting = [self._loop.create_task(self._accept(one)) for one in self._listeners]
+
+    async def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                sock, _ = await self._loop.sock_accept(listener)
+            except OSError:
+                await asyncio.sleep(ACCEPT_AGAIN_S)  # out of descriptors: the backlog keeps the rest
+                continue
+            task = self._loop.create_task(self._shake(sock))
+            self._shaking[task] = None
+            task.add_done_callback(lambda done: self._shaking.pop(done, None))
+            if len(self._shaking) > MAX_HANDSHAKES:
+                _first_of(self._shaking).cancel()
+            await asyncio.sleep(0)  # it begins, so that whatever ends it closes its socket
+
+    async def _shake(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            await self._loop.connect_accepted_socket(
+                self._made, sock, ssl=self._tls, ssl_handshake_timeout=REQUEST_S)
+
+    def close(self) -> None:
+        """Accept no more, and let go of those whose handshake is not done."""
+        for task in (*self._accepting, *self._shaking):
+            task.cancel()
+        for listener in self._listeners:
+            listener.close()
 
 
 class Connection(HttpToolsProtocol):
@@ -106,7 +161,7 @@ class Connection(HttpToolsProtocol):
         self._waiting[self] = None
         self._end_after(REQUEST_S)
         if len(self.connections) > MAX_CONNECTIONS:
-            next(iter(self._waiting)).transport.abort()
+            _first_of(self._waiting).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio's: it has ended."""
@@ -148,3 +203,13 @@ class Connection(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = self.loop.call_later(seconds, self.transport.abort) if seconds is not None else None
+
+
+Waiting = TypeVar("Waiting")
+
+
+def _first_of(waiting: dict[Waiting, None]) -> Waiting:
+    """Taken out at once: its end is told later, and many may come before that."""
+    first = next(iter(waiting))
+    del waiting[first]
+    return first

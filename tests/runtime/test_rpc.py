@@ -14,7 +14,7 @@ import pytest
 from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import raylet_pb2 as raylet
-from miniray.runtime import rpc, versions
+from miniray.runtime import call_headers, rpc, versions
 from miniray.runtime.gcs import GcsShell
 from miniray.runtime.links import LinkEvents, PeerEvents, PeerLinks, Stream, StreamEnded
 from miniray.runtime.storage import MemoryStorage, MemoryTables
@@ -214,8 +214,10 @@ async def test_other_versions_are_refused_at_every_door(
             request_serializer=gcs.HandshakeRequest.SerializeToString,
             response_deserializer=gcs.HandshakeReply.FromString,
         )
-        reply = await method(request)
+        reply = await method(request, metadata=call_headers.of_handshake(request))
+        old = await method(request)
     assert not reply.accepted and re.search(named, reply.refusal)
+    assert "this node speaks protocol 3: install the same" in old.refusal, "it sent its versions as a message"
     await peers.stop()
 
 

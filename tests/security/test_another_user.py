@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,12 @@ import numpy as np
 import pytest
 
 import miniray as ray
-from miniray.runtime import clients
+from miniray._proto import gcs_pb2 as gcs
+from miniray._proto import raylet_pb2 as raylet
+from miniray.runtime import bulk, clients, port_owner, rpc
+from miniray.runtime.links import StreamEnded
+from miniray.runtime.raylet_client import RayletClient
+from tests.security.support import until
 
 STRANGER = 65534
 
@@ -136,7 +144,6 @@ except (BrokenPipeError, ConnectionResetError):
     said = b""
 print(json.dumps(said.hex()))
 """
-    import asyncio
     import struct
 
     from miniray._proto.worker_pb2 import Register, ToRaylet
@@ -168,3 +175,98 @@ print(json.dumps(said.hex()))
 
     asyncio.run(serve())
     assert registered == [os.getpid()]
+
+
+def test_a_driver_tells_nothing_to_a_socket_of_another_user(tmp_path: Path) -> None:
+    """Whoever it believes to be its raylet gets its token and sends it code."""
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
+        os.chmod(folder, 0o755)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o777)
+    code = """
+sock = socket.socket(socket.AF_UNIX)
+sock.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o777)
+sock.listen()
+sock.settimeout(60)
+near, _ = sock.accept()
+near.settimeout(60)
+print(json.dumps(near.recv(100).hex()))
+"""
+    path = str(shared / "raylet.sock")
+    heard: list[Any] = []
+    listening = threading.Thread(target=lambda: heard.append(as_stranger(code, path)))
+    listening.start()
+    until(lambda: os.path.exists(path) and os.stat(path).st_mode & 0o002)
+    with pytest.raises(ConnectionError, match=f"another user .uid {STRANGER}."):
+        connect_when_it_listens(path)
+    listening.join(60)
+    assert heard == [""]
+
+
+def connect_when_it_listens(path: str) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            RayletClient(path).close()
+            return
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+LISTEN = """
+sock = socket.socket()
+sock.bind((sys.argv[1], 0))
+sock.listen()
+with open(sys.argv[2], "w") as file:
+    print(sock.getsockname()[1], file=file)
+sock.settimeout(0.1)
+heard = b""
+while not os.path.exists(sys.argv[2] + ".over"):
+    try:
+        near, _ = sock.accept()
+        near.settimeout(30)
+        near.sendall(bytes(32))  # the challenge of a data port
+        heard += near.recv(10_000)
+    except OSError:
+        continue
+print(json.dumps(heard.hex()))
+"""
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_the_token_is_not_told_to_who_took_the_port_of_a_daemon_that_ended(tmp_path: Path, host: str) -> None:
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
+        os.chmod(folder, 0o755)
+    tmp_path.chmod(0o777)
+    place = tmp_path / "port"
+    heard: list[str] = []
+    listening = threading.Thread(target=lambda: heard.append(as_stranger(LISTEN, host, str(place))))
+    listening.start()
+    until(lambda: place.exists() and place.read_text().endswith("\n"))
+    address = f"127.0.0.1:{int(place.read_text())}"
+    found = f"another user .uid {STRANGER}. listens at {address}"
+
+    async def fetch() -> None:
+        async for _ in rpc.fetch(address, "secret", b"n" * 28, raylet.FetchRequest()):
+            pass
+
+    async def connect() -> None:
+        where = bulk.Address("127.0.0.1", int(address.rpartition(":")[2]))
+        await bulk.connect(asyncio.get_running_loop(), where, "secret")
+
+    status = gcs.ControlRequest(status=gcs.StatusQuery())
+    for attempt, error in (
+        (rpc.call_head(address, "secret", status), rpc.RpcError), (fetch(), ConnectionError),
+        (rpc.dial_raylet(address, "secret", b"n" * 28), StreamEnded),
+        (rpc.dial_tunnel(address, "secret", b"n" * 28), StreamEnded), (connect(), ConnectionError),
+    ):  # fmt: skip
+        with pytest.raises(error, match=found):
+            asyncio.run(attempt)
+    Path(f"{place}.over").touch()
+    listening.join(60)
+    assert heard == [""]
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        assert port_owner.stranger_at(f"localhost:{own.getsockname()[1]}") is None

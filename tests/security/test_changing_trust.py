@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,11 @@ from miniray._proto import gcs_pb2 as gcs
 from miniray.runtime import certificates, join_string, launch, rpc
 from miniray.runtime.access import Access, Identity, NotAdmitted
 from miniray.runtime.daemon import HeadOptions
+from miniray.runtime.gcs import GcsShell
+from miniray.runtime.head_security import HeadSecurity
+from miniray.runtime.links import LinkEvents, StreamEnded
 from miniray.runtime.meeting import introduce
+from miniray.runtime.storage import MemoryStorage, MemoryTables
 from tests.security.support import ROOT, Encrypted, own_address, until
 
 
@@ -56,6 +62,105 @@ def test_rotation_refuses_the_old_and_costs_the_connected_nothing() -> None:
     finally:
         ray.shutdown()
         cluster.close()
+
+
+async def test_a_node_that_was_cut_off_meanwhile_learns_the_new_token(tmp_path: Path) -> None:
+    """It comes back with its certificate and the former token, which open nothing else to anybody."""
+    shell = GcsShell.open(MemoryStorage(MemoryTables()))
+    security = HeadSecurity(shell, [], "former", str(tmp_path))
+    security.encrypt()
+    server = await rpc.serve_gcs(shell, "127.0.0.1", 0, security.access, security=security)
+    address = f"127.0.0.1:{server.port}"
+    member, stranger = await certified(security, MEMBER), await certified(security, STRANGER)
+    heard: list[gcs.NodeMessage] = []
+    downs: list[StreamEnded] = []
+    events = LinkEvents(heard.append, on_down=lambda ended, seconds: downs.append(ended))
+    passing = await Cable.to(server.port)
+    link = rpc.head_link(passing.address, member, MEMBER, 1, events)
+    try:
+        link.send(gcs.NodeMessage(register=gcs.NodeRegister(info=pb.NodeInfo(node_id=MEMBER))))
+        await soon(lambda: shell.has_node(MEMBER))
+        passing.cut()
+        await soon(lambda: downs)
+        await rpc.rotate_token(address, security.access)
+        assert security.access.token != "former" and not rotated(heard)
+        for access, node_id in ((stranger, STRANGER), (stranger, MEMBER), (member, STRANGER)):
+            with pytest.raises(StreamEnded) as refused:
+                await rpc.dial_head(address, access, node_id)
+            assert refused.value.final or "certificate" in refused.value.detail
+        with pytest.raises(rpc.RpcError, match="does not accept"):
+            await rpc.call_head(address, member, gcs.ControlRequest(status=gcs.StatusQuery()))
+        passing.mend()
+        await soon(lambda: rotated(heard))
+        assert rotated(heard) == [security.access.token]
+        assert not any(ended.final for ended in downs)
+    finally:
+        link.close()
+        passing.close()
+        security.close()
+        await server.stop()
+        shell.close()
+
+
+MEMBER, STRANGER = b"m" * 28, b"s" * 28
+
+
+async def certified(security: HeadSecurity, node_id: bytes) -> Access:
+    """What a node has that joined before the token was replaced."""
+    key, request = certificates.key_and_request()
+    reply = await security.certify(gcs.CertifyRequest(node_id=node_id, request=request), None)
+    assert security.access.identity is not None
+    ca = security.access.identity.ca
+    return Access("former", Identity(ca, reply.certificate + ca, key))
+
+
+def rotated(heard: list[gcs.NodeMessage]) -> list[str]:
+    return [one.token_rotated.token for one in heard if one.HasField("token_rotated")]
+
+
+async def soon(condition: Callable[[], object]) -> None:
+    deadline = asyncio.get_running_loop().time() + 30
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, "not so within 30 s"
+        await asyncio.sleep(0.01)
+
+
+class Cable:
+    """Passes connections on to a port of this machine until it is cut."""
+
+    @classmethod
+    async def to(cls, port: int) -> Cable:
+        self = cls()
+        self._port, self._whole, self._writers = port, True, set[asyncio.StreamWriter]()
+        self._server = await asyncio.start_server(self._pass, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._whole:
+            writer.transport.abort()
+            return
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers |= {writer, far_writer}
+        await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.transport.abort()
+
+    def cut(self) -> None:
+        self._whole = False
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def mend(self) -> None:
+        self._whole = True
+
+    def close(self) -> None:
+        self.cut()
+        self._server.close()
 
 
 def test_a_head_that_is_started_again_is_the_same_cluster(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_somebody_in_between_cannot_vouch_for_a_ca_of_his_own(cluster: Encrypted
         identity.admit(certificates.token_authority(cluster.token))  # he need not look at it closely
 
         async def pass_on(request: gcs.HandshakeRequest, context: Any) -> gcs.HandshakeReply:
-            return await rpc.handshake(cluster.address, true, request.nonce)
+            return await rpc.handshake(cluster.address, true, request.nonce)  # the message has it, too
 
         server = grpc.aio.server()
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(rpc.GCS, {
