@@ -450,9 +450,10 @@ async def _in_thread(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecuto
 def _send_all(sock: socket.socket, source: Source) -> None:
     at = 0
     while at < source.size:
-        data = source.piece(at, min(PIECE_BYTES, source.size - at))
-        sock.sendall(data)
-        at += len(data)
+        # Released, not only dropped: an error keeps this frame, and the pin, till the collector comes.
+        with memoryview(source.piece(at, min(PIECE_BYTES, source.size - at))) as data:
+            sock.sendall(data)
+            at += len(data)
 
 
 def _receive_all(sock: socket.socket, where: tuple[Landing, int, int]) -> None:

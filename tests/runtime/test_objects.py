@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import socket
@@ -410,6 +411,31 @@ async def test_a_stopped_fetch_gives_its_memory_back(tmp_path: Path) -> None:
     assert not here.heard and seen_end.wait(5)
     client.close()
     stalled.close()
+
+
+async def test_a_reader_that_breaks_off_leaves_no_pin_for_the_collector(tmp_path: Path) -> None:
+    source = Place(tmp_path, b"s")
+    source.put(1, bytes(32 * MIB))
+    server = BulkServer(
+        "127.0.0.1", 0, "token", source.objects.open_source, lambda hello, fd: os.close(fd))
+    client = BulkReader("token")
+
+    def has_no_room(header: raylet_pb2.Chunk) -> Landing:
+        raise OSError("no room")
+
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(2):
+            with pytest.raises(OSError, match="no room"):
+                await client.fetch(
+                    ("127.0.0.1", server.port), raylet_pb2.FetchRequest(object_id=oid(1)), has_no_room)
+        await eventually(lambda: not source.objects._serving)
+        await eventually(lambda: not source.store.stats()["pinned_bytes"])
+    finally:
+        gc.enable()
+        client.close()
+        server.close()
 
 
 async def test_bulk_without_the_token_gets_nothing(tmp_path: Path) -> None:
