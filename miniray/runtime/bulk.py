@@ -40,6 +40,7 @@ from miniray._proto import raylet_pb2
 from miniray.runtime import tls_socket
 from miniray.runtime.access import Access
 from miniray.runtime.landing import Landing
+from miniray.runtime.tls_socket import Connection
 
 STREAMS = 16
 IDLE_S = 30.0
@@ -140,10 +141,11 @@ class BulkServer:
         if not greeting:
             del self._greeting[host]
 
-    async def _serve(self, sock: socket.socket, host: str) -> None:
+    async def _serve(self, bare: socket.socket, host: str) -> None:
+        sock: Connection = bare
         try:
             try:
-                sock = await asyncio.wait_for(self._greet(sock), GREETING_S)
+                sock = await asyncio.wait_for(self._greet(bare), GREETING_S)
             finally:
                 self._greeted(host)
             while True:
@@ -159,10 +161,11 @@ class BulkServer:
         finally:
             sock.close()
 
-    async def _greet(self, sock: socket.socket) -> socket.socket:
+    async def _greet(self, bare: socket.socket) -> Connection:
         """The connection with somebody who knows the token. OSError, EOFError for anybody else."""
+        sock: Connection = bare
         if self._access.identity is not None:
-            sock = await tls_socket.begin(self._loop, sock, self._access.identity.context(server=True), None)
+            sock = await tls_socket.begin(self._loop, bare, self._access.identity.context(server=True), None)
         try:
             challenge = os.urandom(CHALLENGE_BYTES)
             await tls_socket.send_all(self._loop, sock, challenge)
@@ -180,7 +183,7 @@ class BulkServer:
         if not greeting:
             self._greeting.pop(host, None)
 
-    async def _answer(self, sock: socket.socket, request: raylet_pb2.FetchRequest) -> None:
+    async def _answer(self, sock: Connection, request: raylet_pb2.FetchRequest) -> None:
         source = self._open_source(request)
         complete = False
         try:
@@ -203,7 +206,7 @@ class BulkReader:
         self._threads = ThreadPoolExecutor(STREAMS, "bulk-receive")
         self._slots = asyncio.Semaphore(STREAMS)
         """A thread here for all that was asked for: a source that sends never waits for one of ours."""
-        self._idle: dict[Address, list[socket.socket]] = {}
+        self._idle: dict[Address, list[Connection]] = {}
 
     def close(self) -> None:
         """Close idle connections; transfers under way end by themselves."""
@@ -255,7 +258,7 @@ class BulkReader:
 
     async def _open(
         self, address: Address, request: raylet_pb2.FetchRequest
-    ) -> tuple[socket.socket, raylet_pb2.Chunk]:
+    ) -> tuple[Connection, raylet_pb2.Chunk]:
         """A stream of what is requested, and its header; it has a slot until `_keep` or `_let_go`."""
         await self._slots.acquire()
         try:
@@ -266,7 +269,7 @@ class BulkReader:
 
     async def _open_now(
         self, address: Address, request: raylet_pb2.FetchRequest
-    ) -> tuple[socket.socket, raylet_pb2.Chunk]:
+    ) -> tuple[Connection, raylet_pb2.Chunk]:
         kept = self._idle.get(address)
         if kept:
             sock = kept.pop()
@@ -281,7 +284,7 @@ class BulkReader:
         return sock, await self._ask_fresh(sock, request)
 
     async def _receive(
-        self, address: Address, sock: socket.socket, landing: Landing, start: int, end: int
+        self, address: Address, sock: Connection, landing: Landing, start: int, end: int
     ) -> None:
         try:
             await _in_thread(self._loop, self._threads, sock, _receive_all, (landing, start, end))
@@ -290,11 +293,11 @@ class BulkReader:
             raise
         self._keep(address, sock)
 
-    def _let_go(self, sock: socket.socket) -> None:
+    def _let_go(self, sock: Connection) -> None:
         self._slots.release()
         sock.close()
 
-    def _keep(self, address: Address, sock: socket.socket) -> None:
+    def _keep(self, address: Address, sock: Connection) -> None:
         self._slots.release()
         kept = self._idle.setdefault(address, [])
         if len(kept) < KEPT_CONNECTIONS:
@@ -302,7 +305,7 @@ class BulkReader:
         else:
             sock.close()
 
-    async def _ask_fresh(self, sock: socket.socket, request: raylet_pb2.FetchRequest) -> raylet_pb2.Chunk:
+    async def _ask_fresh(self, sock: Connection, request: raylet_pb2.FetchRequest) -> raylet_pb2.Chunk:
         try:
             return await self._ask(sock, request)
         except BaseException as error:
@@ -311,7 +314,7 @@ class BulkReader:
                 raise ConnectionError("the source closed the connection: another token?") from None
             raise
 
-    async def _ask(self, sock: socket.socket, request: raylet_pb2.FetchRequest) -> raylet_pb2.Chunk:
+    async def _ask(self, sock: Connection, request: raylet_pb2.FetchRequest) -> raylet_pb2.Chunk:
         await _write_message(self._loop, sock, raylet_pb2.BulkRequest(fetch=request))
         return raylet_pb2.Chunk.FromString(await _read_message(self._loop, sock))
 
@@ -335,7 +338,7 @@ async def _together(work: Sequence[Coroutine[Any, Any, None]]) -> None:
         await asyncio.wait(tasks)
 
 
-async def connect(loop: asyncio.AbstractEventLoop, address: Address, token: str | Access) -> socket.socket:
+async def connect(loop: asyncio.AbstractEventLoop, address: Address, token: str | Access) -> Connection:
     """A connection to another node's data port that has shown the token. OSError."""
     access = Access.of(token)
     where = address[:2]
@@ -355,11 +358,12 @@ async def connect(loop: asyncio.AbstractEventLoop, address: Address, token: str 
 
 
 async def _introduce(
-    loop: asyncio.AbstractEventLoop, sock: socket.socket, address: Address, access: Access
-) -> socket.socket:
+    loop: asyncio.AbstractEventLoop, bare: socket.socket, address: Address, access: Access
+) -> Connection:
+    sock: Connection = bare
     if access.identity is not None:
         name = address.host if access.identity.by_host else address.name
-        sock = await tls_socket.begin(loop, sock, access.identity.context(server=False), name)
+        sock = await tls_socket.begin(loop, bare, access.identity.context(server=False), name)
     try:
         challenge = await _read(loop, sock, CHALLENGE_BYTES)
         await tls_socket.send_all(loop, sock, access.proof(challenge))
@@ -389,13 +393,13 @@ async def connect_workers(
         sock.close()
 
 
-def set_up_for_frames(sock: socket.socket) -> None:
+def set_up_for_frames(sock: Connection) -> None:
     """For two workers: nothing waits to be gathered, and a peer that is out of reach is noticed."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREACHED_MS)
 
 
-async def _read(loop: asyncio.AbstractEventLoop, sock: socket.socket, count: int) -> bytes:
+async def _read(loop: asyncio.AbstractEventLoop, sock: Connection, count: int) -> bytes:
     """Exactly `count` bytes; EOFError at the end, TimeoutError after `IDLE_S`."""
     data = b""
     while len(data) < count:
@@ -406,13 +410,13 @@ async def _read(loop: asyncio.AbstractEventLoop, sock: socket.socket, count: int
     return data
 
 
-async def _read_message(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> bytes:
+async def _read_message(loop: asyncio.AbstractEventLoop, sock: Connection) -> bytes:
     """One message; it may be waited for as long as each byte in `_read`, but has to come in one go."""
     first = await _read(loop, sock, 1)
     return await asyncio.wait_for(_read_rest(loop, sock, first), GREETING_S)
 
 
-async def _read_rest(loop: asyncio.AbstractEventLoop, sock: socket.socket, first: bytes) -> bytes:
+async def _read_rest(loop: asyncio.AbstractEventLoop, sock: Connection, first: bytes) -> bytes:
     (length,) = _LENGTH.unpack(first + await _read(loop, sock, _LENGTH.size - 1))
     if length > MAX_REQUEST:
         raise ValueError("message too long")
@@ -420,14 +424,14 @@ async def _read_rest(loop: asyncio.AbstractEventLoop, sock: socket.socket, first
 
 
 async def _write_message(
-    loop: asyncio.AbstractEventLoop, sock: socket.socket, message: raylet_pb2.BulkRequest
+    loop: asyncio.AbstractEventLoop, sock: Connection, message: raylet_pb2.BulkRequest
 ) -> None:
     body = message.SerializeToString()
     await tls_socket.send_all(loop, sock, _LENGTH.pack(len(body)) + body)
 
 
-async def _in_thread(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor, sock: socket.socket,
-                     work: Callable[[socket.socket, Any], None], argument: Any) -> None:
+async def _in_thread(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor, sock: Connection,
+                     work: Callable[[Connection, Any], None], argument: Any) -> None:
     """Run `work` with the socket in blocking mode. When cancelled, waits until it has let go."""
     sock.settimeout(STALL_S)
     running = loop.run_in_executor(threads, work, sock, argument)
@@ -435,7 +439,7 @@ async def _in_thread(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecuto
         await asyncio.shield(running)
     except asyncio.CancelledError:
         try:
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of the connection: TLS goes on to check
+            sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
         await asyncio.wait([running])
@@ -447,7 +451,7 @@ async def _in_thread(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecuto
 # ---- in a thread ----
 
 
-def _send_all(sock: socket.socket, source: Source) -> None:
+def _send_all(sock: Connection, source: Source) -> None:
     at = 0
     while at < source.size:
         # Released, not only dropped: an error keeps this frame, and the pin, till the collector comes.
@@ -456,7 +460,7 @@ def _send_all(sock: socket.socket, source: Source) -> None:
             at += len(data)
 
 
-def _receive_all(sock: socket.socket, where: tuple[Landing, int, int]) -> None:
+def _receive_all(sock: Connection, where: tuple[Landing, int, int]) -> None:
     landing, at, end = where
     with landing.view[at:end] as view:
         start = at
