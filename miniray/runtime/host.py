@@ -24,6 +24,13 @@ def cpu_count() -> int:
     return max(1, count)
 
 
+def is_busy() -> bool:
+    """Whether more threads of this machine want to run just now than it has CPUs."""
+    figures = _read("/proc/loadavg").split()
+    running = figures[3].partition("/")[0] if len(figures) > 3 else ""
+    return running.isdigit() and int(running) > (os.cpu_count() or 1)
+
+
 def is_any(address: str) -> bool:
     """True for an address to listen on that nobody can be reached at."""
     return address in ("0.0.0.0", "::", "")

@@ -1,7 +1,7 @@
 """What a raylet looks after from time to time: the store's memory, the machine's, workers' output.
 
-- Store: usage is reported to the node (spilling ahead of need); while it grows, memory is put
-  behind the next free blocks in the background, as the first touch is slow; what stays free and
+- Store: usage is reported to the node (spilling ahead of need); while it grows and a CPU is free, memory
+  is put behind the next free blocks in the background, as the first touch is slow; what stays free and
   unused goes back to the system, since it counts against the machine's memory.
 - Machine: above `memory_guard` the node ends one worker, after free store memory was given back.
 - Output: lines that workers print go to their job's driver (`logs`).
@@ -69,7 +69,7 @@ class Upkeep:
         warm = stats["free"] - stats["cold"]
         if grown:
             self._idle_since = now
-        if grown > 0 and warm < 2 * grown and not self._warming:
+        if grown > 0 and warm < 2 * grown and not self._warming and not host.is_busy():
             self._warm(min(2 * grown, PREFAULT_MAX_BYTES))
         elif now - self._idle_since > IDLE_BEFORE_PUNCH_S and warm > 2 * KEEP_WARM_BYTES:
             self._store.punch(KEEP_WARM_BYTES)
