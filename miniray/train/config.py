@@ -121,7 +121,8 @@ class RunConfig:
     Args:
         name: Of the run, and of its folder. A run that finds its own folder goes on from the newest
             checkpoint there. Default: a new name.
-        storage_path: The folder of runs, reached by the driver and by every node under this path.
+        storage_path: The folder of runs, of the driver. Nodes that see it under the same path write their
+            checkpoints there themselves; those of others travel through the object store.
             Default: ``~/miniray_results``.
         failure_config: See `FailureConfig`.
         checkpoint_config: See `CheckpointConfig`.

@@ -174,7 +174,11 @@ class Controller:
         has_checkpoint = any(report.has_checkpoint for report in reports)
         checkpoint = None
         if has_checkpoint:
-            checkpoint = self._folder.commit(staging_key(self._incarnation(), reports[0].number), row)
+            key = staging_key(self._incarnation(), reports[0].number)
+            for report in reports:
+                if report.files is not None:
+                    self._folder.stage(key, report.files)
+            checkpoint = self._folder.commit(key, row)
         self._line.report(time.monotonic(), self._iteration, len(reports), reports[0].metrics)
         for callback in self._job.run.callbacks:
             callback.after_report(self._job.run, [report.metrics for report in reports], checkpoint)

@@ -17,9 +17,11 @@ from typing import Any
 
 import miniray as ray
 from miniray.exceptions import RayActorError
+from miniray.train.checkpoint import Checkpoint
 from miniray.train.config import RunConfig, ScalingConfig
 from miniray.train.exceptions import WorkerGroupError
 from miniray.train.session import TrainContext
+from miniray.train.storage import packed
 from miniray.train.worker import Assignment, Place, TrainWorker
 from miniray.util.placement_group import placement_group, remove_placement_group
 from miniray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -104,15 +106,19 @@ class WorkerGroup:
         actors: list[Any] = []
         try:
             actors = [_actor(scaling, run, reservation, at) for at in range(size)]
-            places = _collected({at: actor.place.remote() for at, actor in enumerate(actors)}, "start")
+            where = (assignment.context.storage_path, assignment.marker)
+            asked = {at: actor.place.remote(*where) for at, actor in enumerate(actors)}
+            places = _collected(asked, "start")
             order = _by_node([places[at] for at in range(size)])
             actors, placed = [actors[at] for at in order], [places[at] for at in order]
             contexts = _contexts(placed, assignment.context)
             group = f"train/{secrets.token_hex(8)}"
-            starts = {
-                rank: actor.start.remote(replace(assignment, context=context, group=group))
-                for rank, (actor, context) in enumerate(zip(actors, contexts))
-            }
+            files = _files(assignment, placed)
+            starts = {}
+            for rank, (actor, context, place) in enumerate(zip(actors, contexts, placed)):
+                mine = None if place.sees_storage else files
+                told = replace(assignment, context=context, group=group, files=mine)
+                starts[rank] = actor.start.remote(told)
             _collected(starts, "be set up")
             streams = {
                 rank: actor.run.options(num_returns="streaming").remote(loop, config)
@@ -181,6 +187,13 @@ def _by_node(places: list[Place]) -> list[int]:
     """The order of ranks: nodes as they come, the workers of each together."""
     nodes = list(dict.fromkeys(place.node_id for place in places))
     return sorted(range(len(places)), key=lambda at: (nodes.index(places[at].node_id), at))
+
+
+def _files(assignment: Assignment, places: list[Place]) -> Any:
+    """A reference to the checkpoint's files, if there is one and a worker that does not see it."""
+    if assignment.checkpoint is None or all(place.sees_storage for place in places):
+        return None
+    return ray.put(packed(Checkpoint(assignment.checkpoint)))
 
 
 def _contexts(places: list[Place], base: TrainContext) -> list[TrainContext]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from miniray.train.checkpoint import Checkpoint
 from miniray.train.exceptions import SessionMisuseError
-from miniray.train.storage import persist
+from miniray.train.storage import Files, packed, persist
 
 REPORTS_AHEAD = 64
 
@@ -84,6 +84,8 @@ class Report:
     number: int
     metrics: dict[str, Any]
     has_checkpoint: bool
+    files: Files | None = None
+    """Of the checkpoint, where the worker could not put them into the run's folder itself."""
 
 
 @dataclass
@@ -93,15 +95,19 @@ class Session:
     context: TrainContext
     checkpoint: Checkpoint | None = None
     shard: Callable[[str], Any] | None = None
+    sees_storage: bool = True
     reports: queue.Queue[Any] = field(default_factory=lambda: queue.Queue(REPORTS_AHEAD))
     _count: int = 0
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
-        """Store the checkpoint's files, then queue the report."""
-        if checkpoint is not None:
+        """Store the checkpoint's files, or take them along; then queue the report."""
+        files = None
+        if checkpoint is not None and self.sees_storage:
             persist(checkpoint, self.context.storage_path, staging_key(self.context.incarnation, self._count))
+        elif checkpoint is not None:
+            files = packed(checkpoint)
         plain = {name: _plain(value) for name, value in metrics.items()}
-        self.queue(Report(self._count, plain, checkpoint is not None))
+        self.queue(Report(self._count, plain, checkpoint is not None, files))
         self._count += 1
 
     def queue(self, report: Report) -> None:

@@ -11,7 +11,8 @@ to its name and then writes `run_state.json`. Both steps are renames, so a kill 
 earlier state or the later one. A directory that the state does not name is removed at the next start.
 Renames protect from dying processes; after a power cut the file system's own promises hold.
 
-`RunFolder` is the driver's: one process holds its lock. `persist` is all that workers do here.
+`RunFolder` is the driver's: one process holds its lock. `persist` is all that workers do here; on a node
+that does not see the folder they send their files along with the report, and the driver stages those.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 from miniray.train.checkpoint import Checkpoint
 from miniray.train.config import CheckpointConfig
@@ -66,18 +69,37 @@ def persist(source: Checkpoint, run: str, key: str) -> None:
         shutil.copytree(source.path, target, dirs_exist_ok=True)
 
 
-def require_shared(run: str, marker: str, node: str) -> None:
-    """In a worker: raise StorageError unless the driver's folder is the one that this node sees."""
-    path = Path(run) / _MARKER
+def sees(run: str, marker: str) -> bool:
+    """In a worker: is the driver's folder the one that this node sees under this path?"""
     try:
-        seen = path.read_text(encoding="utf-8")
-    except OSError as error:
-        seen = f"nothing ({error.strerror})"
-    if seen != marker:
-        raise StorageError(
-            f"storage_path must be one folder for the driver and for all nodes, and {path} holds "
-            f"{seen!r} on node {node}, where the driver wrote {marker!r}: name a shared file system"
-        )
+        return (Path(run) / _MARKER).read_text(encoding="utf-8") == marker
+    except OSError:
+        return False
+
+
+Files = dict[str, Any]
+"""A directory's files as values: path below the directory → bytes, as an array of uint8."""
+
+
+def packed(source: Checkpoint) -> Files:
+    """A checkpoint's files, to be sent to where its directory is not seen."""
+    top = Path(source.path)
+    return {
+        str(path.relative_to(top)): np.fromfile(path, dtype=np.uint8)
+        for path in sorted(top.rglob("*"))
+        if path.is_file()
+    }
+
+
+def unpack(files: Files, target: Path) -> None:
+    """Write packed files into a directory. Raises StorageError if one would lie outside of it."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise StorageError(f"a checkpoint's file may not lie outside of its directory: {name!r}")
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content.tofile(path)
 
 
 class RunFolder:
@@ -145,6 +167,10 @@ class RunFolder:
         self._file.write(_line(row))
         self._file.flush()
         self._events.scalars(row[ITERATION], _numbers(row))
+
+    def stage(self, key: str, files: Files) -> None:
+        """Put the files that came along with a report where its worker would have put them."""
+        unpack(files, self.path / _STAGING / key)
 
     def commit(self, key: str, row: dict[str, Any]) -> Checkpoint:
         """Make what was staged for a report the newest checkpoint; drop those that are too many."""

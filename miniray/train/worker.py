@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import miniray as ray
@@ -20,7 +22,7 @@ from miniray.train import datasets, session
 from miniray.train.backend import BackendConfig
 from miniray.train.checkpoint import Checkpoint
 from miniray.train.session import Session, TrainContext
-from miniray.train.storage import require_shared
+from miniray.train.storage import sees, unpack
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Place:
     node_id: str
     host: str
     pid: int
+    sees_storage: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,29 +53,43 @@ class Assignment:
     checkpoint: str | None
     data: dict[str, tuple[Any, bool]]
     """Of each data set: the reference to it, and whether it is cut into shares."""
+    files: Any = None
+    """A reference to the checkpoint's files, for a worker that does not see their directory."""
 
 
 class TrainWorker:
     """One worker of a group."""
 
-    def place(self) -> Place:
-        """Where this is."""
-        return Place(ray.get_runtime_context().get_node_id(), socket.gethostname(), os.getpid())
+    def place(self, storage_path: str, marker: str) -> Place:
+        """Where this is, and whether the driver's folder is seen here."""
+        self._sees_storage = sees(storage_path, marker)
+        node_id = ray.get_runtime_context().get_node_id()
+        return Place(node_id, socket.gethostname(), os.getpid(), self._sees_storage)
 
     def start(self, assignment: Assignment) -> None:
         """Set up the backend; every worker of the group must be told at the same time."""
         context = assignment.context
-        require_shared(context.storage_path, assignment.marker, context.node_id)
         os.environ.update(
             RANK=str(context.world_rank), WORLD_SIZE=str(context.world_size),
             LOCAL_RANK=str(context.local_rank), LOCAL_WORLD_SIZE=str(context.local_world_size),
             NODE_RANK=str(context.node_rank),
         )  # fmt: skip
         self._backend = assignment.backend
-        checkpoint = Checkpoint(assignment.checkpoint) if assignment.checkpoint else None
-        self._session = Session(context, checkpoint, self._shards(assignment))
+        shards, checkpoint = self._shards(assignment), self._checkpoint(assignment)
+        self._session = Session(context, checkpoint, shards, sees_storage=self._sees_storage)
         session.enter(self._session)
         self._backend.on_start(context, assignment.group)
+
+    def _checkpoint(self, assignment: Assignment) -> Checkpoint | None:
+        """What to go on from; on a node that does not see it, a copy in the node's session directory."""
+        if assignment.files is None:
+            return Checkpoint(assignment.checkpoint) if assignment.checkpoint else None
+        here = ray.get_runtime_context()
+        name = f"{assignment.marker}-{assignment.context.world_rank}"
+        copy = Path(here.get_temp_dir(), here.get_session_name(), "train", name)
+        shutil.rmtree(copy, ignore_errors=True)
+        unpack(ray.get(assignment.files), copy)
+        return Checkpoint(copy)
 
     def _shards(self, assignment: Assignment) -> Callable[[str], Any]:
         context = assignment.context

@@ -1,10 +1,16 @@
-"""Connecting a command to a cluster: one that runs, by address, else one of this machine for this run."""
+"""Connecting a command to a cluster: one that runs, by address, else one of this machine for this run.
+
+And a word that reaches workers on every node, also where the run's folder is not seen: to end the run.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import miniray as ray
 from ml.gan.machine import usable_cores
@@ -37,3 +43,25 @@ def connected(address: str, workers: int) -> Iterator[dict[str, float]]:
         yield resources
     finally:
         ray.shutdown()
+
+
+class _Word:
+    """An actor that does nothing: that it is there says it."""
+
+
+def give_word(run: Path) -> Any:
+    """Have `word_is_out` be true for a run's folder, as long as what this returns is kept."""
+    return ray.remote(_Word).options(name=_name(run), num_cpus=0).remote()
+
+
+def word_is_out(run: Path) -> bool:
+    """Has the driver given the word for this run? One question to the head."""
+    try:
+        ray.get_actor(_name(run))
+    except ValueError:
+        return False
+    return True
+
+
+def _name(run: Path) -> str:
+    return f"gan-stop-{hashlib.blake2b(str(run.absolute()).encode(), digest_size=16).hexdigest()}"

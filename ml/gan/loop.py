@@ -3,7 +3,8 @@
 Every worker goes through the same rounds and makes one report a round. At the end of an epoch that is
 due, and at the end of the run, all write into one checkpoint: worker 0 the model, and every worker its
 optimisers. A file named STOP in the run's folder ends the run soon, with a checkpoint: all workers agree
-on the round that is the last. Losses are means over all workers, but in `ps`, where nobody waits for that.
+on the round that is the last; who does not see the folder is told by cluster.py. Losses are means
+over all workers, but in `ps`, where nobody waits for that.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch.distributed as dist
 
 from miniray import train
 from miniray.train import Checkpoint, TrainContext
+from ml.gan.cluster import word_is_out
 from ml.gan.config import TrainConfig
 from ml.gan.machine import usable_cores
 from ml.gan.replica import Replica, Report
@@ -97,7 +99,7 @@ class _Worker:
 
         `over`: no more rounds are planned.
         """
-        seen = Path(self._context.get_storage(), STOP).exists()
+        seen = self._is_told_to_stop()
         if self._size == 1:
             self._last = number if seen or over else None
         elif self._way.lockstep:
@@ -109,6 +111,10 @@ class _Worker:
             dist.all_reduce(furthest, dist.ReduceOp.MAX)
             self._last = int(furthest.item())
         return report
+
+    def _is_told_to_stop(self) -> bool:
+        folder = Path(self._context.get_storage())
+        return (folder / STOP).exists() if folder.is_dir() else word_is_out(folder)
 
     def _among_all(self, seen: bool, report: Report) -> tuple[bool, Report]:
         """Has any worker seen the file; and this worker's report with the means over all workers' images."""

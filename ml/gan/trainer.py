@@ -30,6 +30,7 @@ from miniray.train import (
     UserCallback,
 )
 from ml.gan import artifacts, plots, report
+from ml.gan.cluster import give_word
 from ml.gan.config import TrainConfig
 from ml.gan.data import ImageSet
 from ml.gan.draw import calibrate, draw_images
@@ -107,6 +108,7 @@ class Trainer(UserCallback):
     _all_parts_s: float = 0.0
     _curve: list[tuple[float, ...]] = field(default_factory=list)
     _stopped: bool = False
+    _word: Any = None  # to stop, for workers that do not see the folder
     _done_images: int = 0
     _busy_s: float = 0.0  # spent in training steps, mean over workers
     _started: float = 0.0
@@ -144,6 +146,7 @@ class Trainer(UserCallback):
         try:
             found = self._trainer().fit()
         finally:
+            self._word = None
             if self._progress is not None:
                 self._progress.close()
         assert found.checkpoint is not None, "the loop ends with a checkpoint"
@@ -218,6 +221,9 @@ class Trainer(UserCallback):
             self._look(checkpoint, first)
         if 0 < self.outputs.time_limit_s <= now - self._started:
             self._tell_workers()
+        if self.config.mode != "single" and self._word is None and (self._run_folder / STOP).exists():
+            # Not in `stop`, which may interrupt the cluster's library itself.
+            self._word = give_word(self._run_folder)
 
     def _look(self, checkpoint: Any, metrics: dict[str, Any]) -> None:
         """What is due at a checkpoint besides keeping it."""

@@ -10,7 +10,17 @@ import pytest
 from miniray.train import Checkpoint, CheckpointConfig, Result, StorageError
 from miniray.train.controller import Gathering
 from miniray.train.session import Report
-from miniray.train.storage import HISTORY, STATE, RunFolder, Saved, chosen_to_go, persist, require_shared
+from miniray.train.storage import (
+    HISTORY,
+    STATE,
+    RunFolder,
+    Saved,
+    chosen_to_go,
+    packed,
+    persist,
+    sees,
+    unpack,
+)
 
 
 def reported(
@@ -142,15 +152,26 @@ def test_a_damaged_state_is_said_and_not_overwritten(path: Path) -> None:
     assert (path / STATE).read_text() == "{"
 
 
-def test_a_node_that_sees_another_folder_is_named(path: Path) -> None:
+def test_a_node_knows_the_drivers_folder_by_its_mark(path: Path) -> None:
     folder = RunFolder(path)
     folder.mark("abc")
-    require_shared(str(path), "abc", "n1")
-    with pytest.raises(StorageError, match="'abc' on node n1, where the driver wrote 'xyz'"):
-        require_shared(str(path), "xyz", "n1")
+    assert sees(str(path), "abc") and not sees(str(path), "xyz") and not sees(str(path / "other"), "abc")
     folder.close()
-    with pytest.raises(StorageError, match="name a shared file system"):
-        require_shared(str(path), "abc", "n1")
+    assert not sees(str(path), "abc")
+
+
+def test_files_travel_as_they_are_and_stay_in_their_directory(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep" / "weights").write_bytes(bytes(range(256)))
+    (source / "empty").touch()
+    files = packed(Checkpoint(source))
+    unpack(files, tmp_path / "copy")
+    assert (tmp_path / "copy" / "deep" / "weights").read_bytes() == bytes(range(256))
+    assert (tmp_path / "copy" / "empty").read_bytes() == b""
+    for name in ("../out", "/tmp/out", "deep/../../out"):
+        with pytest.raises(StorageError, match="may not lie outside"):
+            unpack({name: files["empty"]}, tmp_path / "copy")
 
 
 def test_a_report_counts_when_every_rank_has_made_it() -> None:

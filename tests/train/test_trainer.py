@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -236,3 +237,30 @@ def test_reports_that_not_all_workers_make_are_said(
     said = capsys.readouterr().out
     assert "report 1 came from workers [1] only and does not count" in said
     assert "run: report 1  2 workers" in said
+
+
+def test_checkpoints_travel_where_the_folder_is_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The path means another folder in each process: the workers run in a working directory of their own."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").touch()
+    elsewhere = shutil.make_archive(str(tmp_path / "elsewhere"), "zip", tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    run = {
+        "storage_path": "/proc/self/cwd/runs",
+        "worker_runtime_env": {"working_dir": f"file://{elsewhere}"},
+    }
+    config = {"folder": str(tmp_path), "die": (1, 4)}
+
+    def loop(config: dict[str, Any]) -> None:
+        seen = Path("/proc/self/cwd/runs").exists()
+        (Path(config["folder"]) / f"seen-{train.get_context().get_world_rank()}").write_text(str(seen))
+        counting(config)
+
+    result = trainer(loop, tmp_path, failures=1, run=run, train_loop_config=config).fit()
+    assert [(tmp_path / f"seen-{rank}").read_text() for rank in range(2)] == ["False", "False"]
+    assert (tmp_path / "died").exists() and steps(result.history) == list(range(STEPS))
+    kept = sorted((tmp_path / "runs" / "run").glob("checkpoint_*"))
+    assert [(one / f"count-{rank}").read_text() for one in kept for rank in range(2)] == list("224466")
+    assert result.checkpoint is not None and Path(result.checkpoint.path).name == kept[-1].name
