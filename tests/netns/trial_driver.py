@@ -81,8 +81,8 @@ def sorting(part: str, records: int, parts: int) -> None:
 
 def main() -> None:
     count, depth, records, parts, size = map(int, sys.argv[1:])
-    ray.init(address=os.environ["TRIAL_ADDRESS"], configure_logging=False)
-    deadline = time.monotonic() + 60
+    ray.init(address=os.environ["TRIAL_ADDRESS"], configure_logging=False, log_to_driver=False)
+    deadline = time.monotonic() + 180
     while len(nodes := [node["NodeID"] for node in ray.nodes() if node["Alive"]]) < count:
         assert time.monotonic() < deadline, f"{len(nodes)} of {count} nodes are here"
         time.sleep(0.05)
