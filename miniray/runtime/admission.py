@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-import time
 from dataclasses import dataclass
 
 from miniray import config
@@ -24,7 +23,7 @@ from miniray._proto import gcs_pb2
 from miniray.runtime import rpc, sessions
 from miniray.runtime.access import Access, Identity, NotAdmitted
 
-RENEW_AT = 2 / 3
+RENEW_AT = 1 / 3
 """Share of a certificate's life after which it is renewed."""
 RENEW_AGAIN_S = 5.0
 
@@ -113,14 +112,14 @@ async def keep_certified(address: str, access: Access, node_id: bytes, directory
     identity = access.identity
     assert identity is not None
     while not identity.by_host:
-        began, ends = time.time(), certificates.valid_until(identity.certificate)
-        await asyncio.sleep(max(0.1, (ends - began) * RENEW_AT))
+        life_s = certificates.life(identity.certificate)
+        await asyncio.sleep(max(0.1, life_s * RENEW_AT))
         while True:
             try:
                 await _certify(address, access, node_id)
                 break
             except rpc.RpcError:
-                await asyncio.sleep(min(RENEW_AGAIN_S, max(0.1, (ends - began) / 10)))
+                await asyncio.sleep(min(RENEW_AGAIN_S, max(0.1, life_s / 10)))
         identity.save(directory)
 
 

@@ -29,8 +29,9 @@ from cryptography.x509.oid import NameOID
 
 AUTHORITY_LIFE_S = 10 * 365 * 86400.0
 TOKEN_CERTIFICATE_LIFE_S = 86400.0
-CLOCK_SKEW_S = 3600.0
-"""Certificates are valid from so long ago, for machines whose clocks are behind."""
+CLOCK_SKEW_S = 86400.0
+"""Certificates are valid from so long ago, for machines whose clocks are behind. For those whose clocks are
+ahead, a day's certificate is renewed after a third of it."""
 MAX_REQUEST_BYTES = 4096
 _TOKEN_NAME = "token.miniray"
 _TOKEN_AUTHORITY = "miniray token"
@@ -109,9 +110,14 @@ def token_certificate(token: str) -> tuple[bytes, bytes]:
     return _key_pem(key), made.public_bytes(serialization.Encoding.PEM)
 
 
-def valid_until(certificate: bytes) -> float:
-    """Seconds since the epoch."""
-    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
+def life(certificate: bytes) -> float:
+    """Seconds that one of ours was made for, whatever the clocks of its maker and of this machine say."""
+    found = x509.load_pem_x509_certificate(certificate)
+    return (found.not_valid_after_utc - found.not_valid_before_utc).total_seconds() - CLOCK_SKEW_S
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc)
 
 
 def _new_key() -> ec.EllipticCurvePrivateKey:
@@ -143,7 +149,7 @@ def _certificate(
     subject: str, issuer: str, public_key: ec.EllipticCurvePublicKey, signer: ec.EllipticCurvePrivateKey,
     life_s: float, is_authority: bool = False, hosts: Iterable[str] = (),
 ) -> x509.Certificate:
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = _now()
     builder = (
         x509.CertificateBuilder()
         .subject_name(_name(subject))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
+import ssl
+from contextlib import suppress
+
 import pytest
 
 from miniray.runtime import certificates
 from miniray.runtime.access import Access, Identity, fingerprint, vouch
 from miniray.runtime.certificates import Authority, BadRequest
+from miniray.runtime.tls_socket import peer_name
 
 
 def test_an_authority_survives_its_storage() -> None:
@@ -26,6 +31,26 @@ def test_a_signed_certificate_serves_both_sides_of_tls() -> None:
     key, request = certificates.key_and_request()
     identity.renew(authority.sign(request, "head.miniray", 60), key)
     assert identity.context(server=False) is not before
+
+
+@pytest.mark.parametrize("hours", [-15, 20])
+def test_a_head_whose_clock_is_hours_off_is_believed(hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = certificates._now
+    monkeypatch.setattr(certificates, "_now", lambda: now() + datetime.timedelta(hours=hours))
+    authority = Authority.create()
+    key, request = certificates.key_and_request()
+    identity = Identity(authority.certificate, authority.sign(request, "head.miniray", 86400), key)
+    assert certificates.life(identity.certificate) == 86400
+    ends = [ssl.MemoryBIO(), ssl.MemoryBIO()]
+    near = identity.context(server=False).wrap_bio(ends[0], ends[1], server_hostname="head.miniray")
+    far = identity.context(server=True).wrap_bio(ends[1], ends[0], server_side=True)
+    waiting = [near, far]
+    for _ in range(10):
+        for one in list(waiting):
+            with suppress(ssl.SSLWantReadError):
+                one.do_handshake()
+                waiting.remove(one)
+    assert not waiting and peer_name(near) == peer_name(far) == "head.miniray"
 
 
 def test_requests_that_prove_nothing_are_refused() -> None:
