@@ -1,14 +1,16 @@
-"""`python -m ml.gan train …`, `generate …`, `measure …`: one door to the three commands."""
+"""`python -m ml.gan train …`, `generate …`, `measure …`: one door to all commands."""
 
 from __future__ import annotations
 
 import sys
 
-_USAGE = """usage: python -m ml.gan {train,generate,measure} [options]
+_USAGE = """usage: python -m ml.gan {train,generate,measure,compare,bench} [options]
 
   train      train a DCGAN, in this process or in N workers on a cluster
   generate   draw images with a trained generator
   measure    how good a generator's images are beside a data set
+  compare    what workers learn beside what one plain PyTorch process learns
+  bench      what the engine costs: images/s beside torchrun
 
 Each command has its own --help.
 """
@@ -29,6 +31,14 @@ def main(argv: list[str]) -> int:
         from ml.gan.measure import main as measure
 
         return measure(rest)
+    if command == "compare":
+        from ml.gan.compare import main as compare
+
+        return compare(rest)
+    if command == "bench":
+        from ml.gan.bench import main as bench
+
+        return bench(rest)
     asked = command in ("-h", "--help")
     print(_USAGE, end="", file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ml.gan.config import TrainConfig
+from ml.gan.config import BATCHNORMS, TrainConfig
 from ml.gan.machine import usable_cores
 from ml.gan.options import positive
 
@@ -82,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         found.add_argument(f"--{name}", type=positive, default=default, metavar="N", help=text)
     found.add_argument("--parallel", choices=("ddp", "sync"), default="ddp", help="see ml.gan.train")
+    found.add_argument(
+        "--batchnorm", choices=BATCHNORMS, default="local", help="of ddp; local as torchrun's processes"
+    )
     found.add_argument("--inside", choices=(_PLAIN, _STEPS), help=argparse.SUPPRESS)
     return found
 
@@ -92,7 +95,7 @@ def _config(options: argparse.Namespace) -> TrainConfig:
     return TrainConfig(
         mode="distributed", workers=options.workers, parallel=options.parallel, width=options.width,
         batch_size=options.batch_size, epochs=5 * rounds // per_epoch + 1, dataset=f"synthetic:{_IMAGES}",
-        ema_decay=0.0,
+        ema_decay=0.0, batchnorm=options.batchnorm,
     )  # fmt: skip
 
 
@@ -155,7 +158,7 @@ def _torchrun(options: argparse.Namespace, inside: str, processes: int, threads:
         sys.executable, "-m", "torch.distributed.run", "--standalone",
         "--nproc-per-node", str(processes), "-m", "ml.gan.bench", "--inside", inside,
         "--workers", str(processes), "--batch-size", str(batch), "--width", str(options.width),
-        "--rounds", str(options.rounds), "--parallel", options.parallel,
+        "--rounds", str(options.rounds), "--parallel", options.parallel, "--batchnorm", options.batchnorm,
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(

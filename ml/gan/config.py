@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 WAYS = ("ddp", "sync", "ps")
+BATCHNORMS = ("group", "local")
 STRATEGIES = ("average", "weighted", "momentum")
 
 
@@ -18,6 +19,7 @@ class TrainConfig:
     epochs: int = 30
     batch_size: int = 128  # of each worker
     parallel: str = "sync"  # sync | ddp | ps: see ways.py
+    batchnorm: str = "group"  # group | local: whose images BatchNorm counts in ddp
     sync_interval: int = 5  # steps between merges, and of a report
     sync_strategy: str = "average"
     sync_momentum: float | None = None  # None: 1 - 1/workers

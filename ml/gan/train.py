@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.gan import data
-from ml.gan.config import FIXED_ON_RESUME, STRATEGIES, WAYS, TrainConfig
+from ml.gan.config import BATCHNORMS, FIXED_ON_RESUME, STRATEGIES, WAYS, TrainConfig
 from ml.gan.options import (
     ADDRESS_HELP,
     DEVICES,
@@ -133,6 +133,10 @@ def _add_together(add: Any) -> None:
     add.add_argument(
         "--parallel", choices=WAYS, default=_DEFAULTS.parallel,
         help="sync: merge parameters every few steps; ddp: gradients of every step; ps: a parameter server",
+    )  # fmt: skip
+    add.add_argument(
+        "--batchnorm", choices=BATCHNORMS, default=_DEFAULTS.batchnorm,
+        help="of ddp: over the images of all workers, or of each alone, which is faster and depends on N",
     )  # fmt: skip
     add.add_argument(
         "--sync-interval", type=positive, default=interval, metavar="STEPS", help="between two merges"

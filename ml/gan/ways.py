@@ -56,7 +56,7 @@ def make_way(
     )  # fmt: skip
     size = context.get_world_size()
     if config.parallel == "ddp":
-        return _EveryStep(replica, merger, size, config.compile)
+        return _EveryStep(replica, merger, config, size)
     if config.parallel == "ps" and size > 1:
         return _Server(replica, merger, layout, start, context)
     return _Merged(replica, merger, layout, config, size)
@@ -65,11 +65,13 @@ def make_way(
 class _EveryStep:
     lockstep = True
 
-    def __init__(self, replica: Replica, merger: Merger, size: int, compiled: bool) -> None:
+    def __init__(self, replica: Replica, merger: Merger, config: TrainConfig, size: int) -> None:
         self._replica, self._merger = replica, merger
+        self._statistics_differ = size > 1 and config.batchnorm == "local"
         if size > 1:
-            for module in replica.modules.values():
-                over_group(module, compiled)
+            if config.batchnorm == "group":
+                for module in replica.modules.values():
+                    over_group(module, config.compile)
             replica.share_gradients(sum_gradients)
 
     def train(self, round_: Round) -> Report:
@@ -81,7 +83,10 @@ class _EveryStep:
         return self._merger.state()
 
     def agree(self) -> None:
-        pass
+        if self._statistics_differ:  # all take those of worker 0, as it is worker 0's that are saved
+            held = torch.from_numpy(self._replica.vector()).to(self._replica.device)
+            dist.broadcast(held, 0)
+            self._replica.load(held.cpu().numpy())
 
 
 class _Merged:

@@ -163,6 +163,13 @@ class TestWays:
         assert gan_train.main([*where, *TINY, *more]) == 0
         return history(folder)
 
+    @pytest.mark.slow
+    def test_ddp_with_statistics_of_each_worker_ends_equal(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.train(tmp_path, "--parallel", "ddp", "--batchnorm", "local", "--epochs", "2")
+        assert f"all {WORKERS} workers hold the same weights" in capsys.readouterr().out
+
     @pytest.mark.parametrize(
         "strategy",
         [pytest.param(one, marks=pytest.mark.slow if one == "average" else ()) for one in STRATEGIES],
