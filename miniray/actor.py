@@ -338,6 +338,8 @@ class ActorHandle(Generic[T]):
         # Handles are counted as references to this object of the actor's creator: while any
         # process holds one, the actor lives. A weak handle has none.
         self._ray_token = token
+        if token is not None and not self._ray_client.owned:
+            self._ray_client.token = token.entry    # calls under way hold it as well
 
     def _ray_rejoin(self) -> CoreWorker:
         """The connected worker. A handle of an earlier session is refused."""

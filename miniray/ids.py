@@ -18,7 +18,7 @@ from miniray.core import ids as layout
 if TYPE_CHECKING:
     import asyncio
     import concurrent.futures
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from typing_extensions import Self
 
@@ -264,6 +264,15 @@ class ObjectRef(ObjectRefBase, Generic[T_co]):
         import asyncio
 
         return asyncio.wrap_future(self.future())
+
+    def _on_completed(self, callback: Callable[[Any], Any]) -> None:
+        """Call `callback` with the value, or with the exception, on some thread, once there is one."""
+
+        def completed(future: concurrent.futures.Future[T_co]) -> None:
+            error = future.exception()
+            callback(future.result() if error is None else error)
+
+        self.future().add_done_callback(completed)
 
     def __await__(self) -> Generator[Any, None, T_co]:
         import asyncio

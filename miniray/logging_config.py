@@ -73,14 +73,16 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line of text or JSON; a text's traceback follows on lines of its own."""
         where = _where(self._worker)
+        fields: dict[str, Any]
         if not self._json:
             record.message, record.asctime = record.getMessage(), self.formatTime(record)
             extra = {name: getattr(record, name) for name in self._more}
-            record.where = " ".join(f"{name}={value}" for name, value in {**extra, **where}.items())
+            fields = {**extra, **where, "timestamp_ns": time.time_ns()}
+            record.where = " ".join(f"{name}={value}" for name, value in fields.items())
             return super().format(record)
         record.message = record.getMessage()
         record.asctime = self.formatTime(record)
-        fields: dict[str, Any] = {name: getattr(record, name) for name in (*ALWAYS, *self._more)}
+        fields = {name: getattr(record, name) for name in (*ALWAYS, *self._more)}
         if record.exc_info:
             fields["exc_text"] = self.formatException(record.exc_info)
         return json.dumps({**fields, **where, "timestamp_ns": time.time_ns()}, default=str)

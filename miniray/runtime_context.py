@@ -235,7 +235,7 @@ class RuntimeContext:
         if executor is not None and executor.actor_spec is not None and executor.actor_spec.is_async:
             raise RuntimeError("This method is not supported in an async actor.")
         task = _task(self.worker)
-        return bool(getattr(task, "cancelled", False))
+        return bool(task is not None and task.cancelled)
 
     # ---- Ray's older names
 

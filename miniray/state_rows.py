@@ -105,6 +105,7 @@ def node_row(info: pb.NodeInfo) -> Row:
         resources_total=amounts(info.total),
         labels=dict(info.labels),
         start_time_ms=_milliseconds(info.started_at),
+        end_time_ms=int(info.ended_at * 1000),
     )
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .directory import Address, attempt_ended
+from .directory import FREED, Address, ObjectEntry, attempt_ended
 from .submission import Remote
 from .tasks import PUSHED, READY, WAITING, TaskRecord
 
@@ -52,6 +52,7 @@ class ActorClient:
     """One actor as this process sees it.
 
     `handles` is False, at the creator, once no process has one; `owned` is True at the creator.
+    Elsewhere `token` is the object that handles carry, which is `held` while calls are under way.
     `failure` is the cause once it is DEAD, or known to be RESTARTING; `spec` whatever the shell wants
     to keep.
     """
@@ -59,6 +60,7 @@ class ActorClient:
     __slots__ = (
         "id", "state", "remote", "queue", "handles", "owned", "detached", "failure", "max_task_retries",
         "max_pending_calls", "out_of_order", "spec", "restarts", "reason", "told", "subscribed", "asked",
+        "token", "held",
     )  # fmt: skip
 
     def __init__(self, actor_id: bytes) -> None:
@@ -79,6 +81,8 @@ class ActorClient:
         self.told = False
         self.subscribed = False
         self.asked = False              # in doubt, and looked up
+        self.token: ObjectEntry | None = None
+        self.held: ObjectEntry | None = None
 
     def is_unreachable(self, state: str, address: Address | None) -> bool:
         """These news mean that the actor lives on in the process that was said to be gone."""
@@ -100,6 +104,8 @@ class ActorCalls:
         self._doubts: dict[bytes, float] = {}   # actor id -> when to ask what became of it
         self.still_ready: Callable[[TaskRecord], bool] = lambda record: True
         """Asked before a push; makes a call unresolved again whose argument was lost meanwhile."""
+        self.let_go: Callable[[ObjectEntry], None] = lambda entry: None
+        """Takes a pin off an object."""
 
     def client(self, actor_id: bytes) -> ActorClient:
         """The client of an actor; made at first use."""
@@ -112,8 +118,19 @@ class ActorCalls:
         """A call was made; `record.unresolved` says how many arguments are still missing."""
         client: ActorClient = record.client
         client.queue.append(record)
+        token = client.token
+        if token is not None and client.held is None and token.state != FREED:
+            token.pins += 1
+            client.held = token
         if client.state == ALIVE:
             self.flush(now, client)
+
+    def answered(self, client: ActorClient) -> None:
+        """A call made where the actor was not created has ended: after the last one its handles decide."""
+        held = client.held
+        if held is not None and not client.pending_calls:
+            client.held = None
+            self.let_go(held)
 
     def again(self, now: float, record: TaskRecord) -> None:
         """An earlier call runs once more, in its old place: later ones may wait for its result."""

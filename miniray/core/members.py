@@ -282,6 +282,7 @@ class Members:
         verb = "left the cluster" if left else "died"
         cause = failure(pb.NODE_DIED, f"node {name} {verb}: {reason}", node_id=node_id)
         info.state = pb.NODE_DEAD
+        info.ended_at = self._desk.wall(now)
         info.death.CopyFrom(cause)
         info.available.Clear()
         self.dead[node_id] = info

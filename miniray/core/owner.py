@@ -76,6 +76,7 @@ class Owner:
         self.submission = Submission(self.out, self.remotes)
         self.calls = ActorCalls(self.out, self.remotes)
         self.ownership.token_freed = self.calls.handles_gone
+        self.calls.let_go = self.ownership.unpinned
         self.submission.still_ready = self.calls.still_ready = self._still_ready
         self.cancelled_error: Callable[[TaskRecord], Any] = lambda record: "cancelled"
         """The error of a task that was given up, in the shell's form."""
@@ -347,8 +348,11 @@ class Owner:
             for entry in held:
                 self.ownership.unpinned(entry)
         client = record.client
-        if client is not None and not client.handles:
-            self.calls.consider(client)
+        if client is not None:
+            if client.held is not None:
+                self.calls.answered(client)
+            elif not client.handles:
+                self.calls.consider(client)
         if len(self.finished) < FINISHED_KEPT:
             self.finished.append(record)
         else:

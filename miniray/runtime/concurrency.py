@@ -21,6 +21,7 @@ from miniray._native import set_process_title
 from miniray._proto import common_pb2 as pb
 from miniray.core.directory import ObjectEntry
 from miniray.core.owner import Result
+from miniray.ids import ObjectRef
 from miniray.runtime import actor_exit, cancellation, frames, streams, values
 from miniray.runtime.executor import Executor
 from miniray.runtime.task_context import CURRENT, ExitActor, Function, TaskContext
@@ -125,9 +126,12 @@ class ThreadedActor:
             args, kwargs = executor.decode(call.peer, call.frame, call.flags, held)
             value = function.call(*args, **kwargs)
             del args, kwargs
-            results = executor.results(
-                value, call.returns, call.context.task_id, call.peer, call.call, function
-            )
+            if call.context.cancelled:      # it was given up, and ran on
+                results = [executor.cancelled(call.context.task_id)] * max(1, call.returns)
+            else:
+                results = executor.results(
+                    value, call.returns, call.context.task_id, call.peer, call.call, function
+                )
             del value
         except ExitActor:
             results = [executor._failure(actor_exit.error())] * max(1, call.returns)
@@ -146,6 +150,11 @@ class ThreadedActor:
         finish(executor, call, results, held, restored, started)
         if leaving:
             actor_exit.close(executor)
+
+
+def _is_to_be_awaited(value: Any) -> bool:
+    """Whether a method returned what only the loop can finish. A reference is a value by itself."""
+    return inspect.isawaitable(value) and not isinstance(value, ObjectRef)
 
 
 def _each(items: list[Any]) -> Any:
@@ -326,7 +335,7 @@ class _Loop:
                 else:
                     args, kwargs = self._decode(call, held, restored)
                 value = function.call(*args, **kwargs)
-                if type(value) is CoroutineType or inspect.isawaitable(value):
+                if type(value) is CoroutineType or _is_to_be_awaited(value):
                     value = await value
                 del args, kwargs
                 if inspect.isasyncgen(value) and call.returns < 0:

@@ -309,7 +309,10 @@ class Executor(TaskHost):
             args, kwargs = self._arguments(peer, frame, flags, held, restored)
             value = function.call(*args, **kwargs)
             del args, kwargs
-            results = self.results(value, returns, tid, peer, call, function)
+            if context.cancelled and self.actor_spec is not None:   # it was given up, and ran on
+                results = [self.cancelled(tid)] * max(1, returns)
+            else:
+                results = self.results(value, returns, tid, peer, call, function)
             del value
         except local_objects.ArgumentLost:
             self._send_back(peer, call, held, restored)

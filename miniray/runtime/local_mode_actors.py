@@ -86,6 +86,7 @@ class Client:
 
     def __init__(self, actor_id: bytes, find: Callable[[bytes], LocalActor | None]) -> None:
         self.id = actor_id
+        self.owned = True       # it is always made here
         self.max_task_retries = 0
         self._find = find
 

@@ -115,9 +115,10 @@ class Deduplicator:
 class Sink:
     """One of the driver's streams: prefix, colour, deduplication."""
 
-    def __init__(self, stream: str, own_ip: str) -> None:
+    def __init__(self, stream: str, own_ip: str, says_who: bool = True) -> None:
         self._stream = stream
         self._own_ip = own_ip
+        self._says_who = says_who
         self.repeats = Deduplicator() if config.get("dedup_logs") else None
         knob = config.KNOBS["color_prefix"]
         self._per_worker: bool = config.get("color_prefix")
@@ -130,21 +131,23 @@ class Sink:
             return
         with contextlib.suppress(OSError, ValueError):
             coloured = self._asked or file.isatty()
-            text = "".join(f"{self._prefix(line, coloured)} {line.text}\n" for line in lines)
+            text = "".join(f"{self._prefix(line, coloured)}{line.text}\n" for line in lines)
             if text:
                 file.write(text)
                 file.flush()
 
     def _prefix(self, line: Line, coloured: bool) -> str:
+        if not self._says_who:
+            return ""
         from miniray.printable import on_one_line  # most drivers print nothing of others
 
         name = f"{on_one_line(line.name)} " if line.name else ""
         elsewhere = f", ip={line.ip}" if line.ip and line.ip != self._own_ip else ""
         prefix = f"({name}pid={line.pid}{elsewhere})"
         if not coloured:
-            return prefix
+            return f"{prefix} "
         colour = _COLOURS[line.pid % len(_COLOURS)] if self._per_worker else 36
-        return f"\x1b[2m\x1b[{colour}m{prefix}\x1b[0m"
+        return f"\x1b[2m\x1b[{colour}m{prefix}\x1b[0m "
 
 
 class LogStream:
@@ -152,7 +155,8 @@ class LogStream:
 
     def __init__(self, worker: CoreWorker) -> None:
         ip = worker.node_info.host
-        self._sinks = {"out": Sink("stdout", ip), "err": Sink("stderr", ip)}
+        says_who = not worker.job.logging      # else the records do
+        self._sinks = {"out": Sink("stdout", ip, says_who), "err": Sink("stderr", ip, says_who)}
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._left_out = 0

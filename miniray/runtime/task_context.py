@@ -86,7 +86,6 @@ class TaskContext:
     """What runs on the calling thread or coroutine."""
 
     __slots__ = ("task_id", "name", "attempt", "actor_id", "assignment", "cancelled", "function")
-    cancelled: bool
     function: Function
 
     def __init__(
@@ -97,6 +96,7 @@ class TaskContext:
         self.attempt = attempt
         self.actor_id = actor_id
         self.assignment = assignment
+        self.cancelled = False
 
     @property
     def function_name(self) -> str:

@@ -412,3 +412,23 @@ def test_a_call_that_waits_for_one_that_is_retried_does_not_hold_it_up():
 
     flaky = Flaky.remote()
     assert ray.get(flaky.second.remote(flaky.first.remote()), timeout=30) == 12
+
+
+def test_a_call_under_way_keeps_an_actor_whose_handles_are_gone():
+    @ray.remote(num_cpus=0)
+    class Slow:
+        async def work(self):
+            await asyncio.sleep(0.5)
+            return "done"
+
+    @ray.remote(num_cpus=0)
+    class Caller:
+        async def begin(self, slow):
+            self.call = slow.work.remote()
+
+        def begun(self):
+            return self.call
+
+    caller = Caller.remote()
+    get(caller.begin.remote(Slow.remote()))
+    assert get(get(caller.begun.remote())) == "done"    # `begun` returns the reference, not its value

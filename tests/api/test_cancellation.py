@@ -158,23 +158,33 @@ def test_force_is_not_for_actor_calls(bell):
         ray.cancel(bell.heard.remote(), force=True)
 
 
-def test_a_threaded_call_can_ask_whether_it_was_cancelled(bell, rung):
-    @ray.remote(max_concurrency=2, num_cpus=0)
-    class Threaded:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_call_can_ask_whether_it_was_cancelled(bell, rung, threads):
+    @ray.remote(max_concurrency=threads, num_cpus=0)
+    class Asking:
+        def __init__(self):
+            self.noticed = False
+
+        def has_noticed(self):
+            return self.noticed
+
         def work(self, bell):
             ray.get(bell.ring.remote())
             waited = threading.Event()
             deadline = time.monotonic() + 30
             while time.monotonic() < deadline:
                 if ray.get_runtime_context().is_canceled():
-                    return "noticed"
+                    self.noticed = True
+                    break
                 waited.wait(0.01)
-            return "never told"
 
-    ref = Threaded.remote().work.remote(bell)
+    actor = Asking.remote()
+    ref = actor.work.remote(bell)
     rung()
     ray.cancel(ref)
-    assert get(ref) == "noticed"
+    with pytest.raises(CANCELLED):
+        get(ref)
+    assert get(actor.has_noticed.remote())
 
 
 def test_what_was_cancelled_is_not_made_again(ray_start_cluster):

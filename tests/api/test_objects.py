@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import queue
 import time
 
 import numpy as np
@@ -216,3 +217,15 @@ def test_a_reference_pickled_by_hand_is_one_more_and_its_value_counts_as_here(ra
     del ref
     wait_until(lambda: _testing.get_all_reference_counts()[name]["local"] == 1)
     assert ray.get(ray.cloudpickle.loads(pickled)) == "kept"
+
+
+def test_a_callback_gets_the_value_or_the_exception():
+    @ray.remote
+    def fails():
+        raise KeyError("no")
+
+    got = queue.Queue()
+    ray.put(5)._on_completed(got.put)
+    assert got.get(timeout=20) == 5
+    fails.remote()._on_completed(got.put)
+    assert isinstance(got.get(timeout=20), KeyError)

@@ -343,7 +343,8 @@ def test_records_are_json_and_say_where_they_were_written():
 def test_records_are_text_with_a_traceback_below():
     done = run_driver(LOGGED, "TEXT")
     [line] = [line for line in done.stderr.splitlines() if "of the task" in line]
-    assert f"task_id={done.stdout.strip()}" in line and "name=there" in line
+    assert f"task_id={done.stdout.strip()}" in line and "name=there" in line and "timestamp_ns=" in line
+    assert "pid=" not in done.stderr    # the records say where they were written
     assert "IndexError" in done.stderr and "unheard" not in done.stderr
 
 

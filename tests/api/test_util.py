@@ -187,7 +187,7 @@ def test_infeasible_placement_group_stays_pending():
 def test_state_of_actors(wait_until):
     actor = Doubler.options(name="visible").remote()
     ray.get(actor.double.remote(1))
-    [row] = state.list_actors(filters=[("name", "=", "visible")])
+    [row] = state.list_actors(filters=[("NAME", "=", "visible")])
     assert (row.class_name, row["state"]) == ("Doubler", "ALIVE")
     assert state.get_actor(row.actor_id).pid == row.pid
     ray.kill(actor)

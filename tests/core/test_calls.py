@@ -300,6 +300,20 @@ def test_handles_are_counted_as_references_to_one_object() -> None:
     assert rig.effects() == ["handle of a gone"]
 
 
+def test_calls_under_way_hold_an_actor_that_another_process_made() -> None:
+    rig = Rig()
+    rig.actor("a", owned=False)
+    rig.news("a", ALIVE, W1)
+    rig.actors["a"].token = rig.borrowed("token", W3)
+    rig.submit("one", actor="a")
+    rig.submit("two", actor="a")
+    rig.drop("token")
+    rig.reply("one")
+    assert rig.knows("token")
+    rig.reply("two")
+    assert not rig.knows("token")
+
+
 def test_handles_of_others_and_of_detached_actors_end_nothing() -> None:
     rig = Rig()
     rig.actor("borrowed", owned=False)

@@ -23,6 +23,7 @@ LIMIT = 100
 
 def _holds(row: Row, condition: tuple[str, str, Any]) -> bool:
     field, operator, wanted = condition
+    field = field.lower()
     if operator not in ("=", "!="):
         raise ValueError(f"Unsupported filter predicate {operator!r}: use '=' or '!='.")
     if field not in row:
