@@ -62,6 +62,41 @@ def test_work_under_way_survives_a_short_partition(four: NetCluster) -> None:
                                  "alive": [True] * 4}
 
 
+def test_a_sort_and_a_broadcast_are_whole_after_a_partition_in_their_middle(four: NetCluster) -> None:
+    for host in four.hosts:
+        host.limit(megabits=200)  # so that there is a middle
+    with four.driver("""
+    import numpy as np
+    from itertools import pairwise
+    from examples.sort_records import check_all, make, sort
+
+    records, parts = 300_000, 8
+    bounds = [records * one // parts for one in range(parts + 1)]
+    inputs = [make.remote(*pair) for pair in pairwise(bounds)]
+    ray.wait(inputs, num_returns=parts, fetch_local=False)
+    value = ray.put(np.ones(40_000_000, np.uint8))
+    total = ray.remote(lambda array: int(array.sum()))
+    say(ready=True)
+    sums = [total.options(**on(name)).remote(value) for name in NAMES]
+    outputs = sort(inputs, parts)
+    del inputs
+    input()
+    say(sums=ray.get(sums, timeout=100))
+    ray.wait(outputs, num_returns=parts, timeout=100, fetch_local=False)
+    check_all(outputs, records)
+    say(each_record_once_and_in_order=True, alive=[node["Alive"] for node in ray.nodes()])
+    """) as driver:
+        assert driver.hear()["ready"]
+        four.hosts[2].pull_cable()
+        four.hosts[1].lose_way_to(four.hosts[3])
+        wait(SHORT_S)
+        four.hosts[2].put_cable()
+        four.hosts[1].find_way_to(four.hosts[3])
+        driver.go_on()
+        assert driver.hear() == {"sums": [40_000_000] * 4}
+        assert driver.hear() == {"each_record_once_and_in_order": True, "alive": [True] * 4}
+
+
 def test_a_way_that_is_lost_in_one_direction_delays_and_loses_nothing(four: NetCluster) -> None:
     with four.driver("""
     @ray.remote(max_restarts=0)
