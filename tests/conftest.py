@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 
 MARK = f"MINIRAY_TEST_MARK={uuid.uuid4().hex}"
+SESSIONS = {Path(__file__).parent / folder for folder in ("api", "system")}
+"""Where tests leave stores empty."""
 SETTLE_S = 5.0
 """How long processes and directories may take to vanish after a module's last test."""
 
@@ -88,6 +90,19 @@ def nothing_left_behind() -> Iterator[None]:
             pass
     assert not new_processes, f"processes left behind: {new_processes}"
     assert not new_names, f"files left behind: {sorted(new_names)}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Tests of whole sessions leave no object behind (see `leftovers`)."""
+    yield
+    if SESSIONS.isdisjoint(item.path.parents) or item.get_closest_marker("holds_objects"):
+        return
+    from tests.leftovers import left
+
+    found = left()
+    if found:
+        pytest.fail("objects are left in stores:\n  " + "\n  ".join(found), pytrace=False)
 
 
 @pytest.fixture
