@@ -119,7 +119,7 @@ def find(address: str = "auto", *, kind: str = "node") -> Session | None:
 def _read(directory: str, kind: str) -> Session | None:
     path = os.path.join(directory, f"{kind}.json")
     try:
-        if not _is_private(directory):
+        if not is_private(directory):
             return None  # somebody else made something of our name
         info: dict[str, Any] = json.loads(_text(path))
         written_at = os.stat(path).st_mtime
@@ -131,7 +131,7 @@ def _read(directory: str, kind: str) -> Session | None:
         return None
 
 
-def _is_private(directory: str) -> bool:
+def is_private(directory: str) -> bool:
     """Whether only this user can have written what is in it: no link to where others write, too."""
     found = os.lstat(directory)
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077

@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from miniray.runtime import session_lock
+from miniray.runtime import session_lock, sessions
+from miniray.runtime.state_directory import make_private
 
 MAGIC = b"MRSPILL1"
 DISK_FULL_SHARE = 0.95
@@ -79,7 +80,9 @@ class LocalPlace:
 
     def make(self, needed: int) -> None:
         """See `Place`."""
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        make_private(self._directory)
+        if not sessions.is_private(self._directory):  # its name can be foreseen
+            raise OSError(f"somebody else has made {self._directory}, and could change what is spilled there")
         import shutil
 
         usage = shutil.disk_usage(self._directory)

@@ -438,6 +438,19 @@ async def test_a_reader_that_breaks_off_leaves_no_pin_for_the_collector(tmp_path
         server.close()
 
 
+def test_nothing_is_spilled_into_a_directory_that_others_made_or_can_change(tmp_path: Path) -> None:
+    for name, mode in (("open", 0o777), ("group", 0o770)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "link").symlink_to(tmp_path)
+    for name in ("open", "group", "link"):
+        with pytest.raises(OSError, match=f"somebody else has made .*{name}"):
+            SpillFiles(str(tmp_path / name)).write([(oid(1), b"data")])
+    assert not list(tmp_path.rglob("*.spill"))
+    SpillFiles(str(tmp_path / "own" / "below")).write([(oid(1), b"data")])
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o700
+
+
 async def test_bulk_without_the_token_gets_nothing(tmp_path: Path) -> None:
     source = Place(tmp_path, b"s")
     source.put(1, b"secret")
