@@ -177,6 +177,8 @@ def run_head(options: HeadOptions) -> int:
         from miniray.runtime.head_daemon import serve_head
 
         forbid_unpickling()
+        gc.enable()
+        gc.freeze()
         return serve_head(options, directory)
     except Exception as error:
         tell_ready(options.ready_fd, {"error": str(error) or type(error).__name__})

@@ -10,7 +10,6 @@ not keep others out. Handshakes of TLS, each of which takes 300 KB, are counted 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -133,9 +132,11 @@ class Encryption:
             await asyncio.sleep(0)  # it begins, so that whatever ends it closes its socket
 
     async def _shake(self, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError, asyncio.TimeoutError):
+        try:
             await self._loop.connect_accepted_socket(
                 self._made, sock, ssl=self._tls, ssl_handshake_timeout=REQUEST_S)
+        except (OSError, asyncio.TimeoutError, asyncio.CancelledError) as error:
+            error.__traceback__ = None  # it holds the connection's 256 KB until the next collection of garbage
 
     def close(self) -> None:
         """Accept no more, and let go of those whose handshake is not done."""
