@@ -136,7 +136,7 @@ class Encryption:
             await self._loop.connect_accepted_socket(
                 self._made, sock, ssl=self._tls, ssl_handshake_timeout=REQUEST_S)
         except (OSError, asyncio.TimeoutError, asyncio.CancelledError) as error:
-            error.__traceback__ = None  # it holds the connection's 256 KB until the next collection of garbage
+            error.__traceback__ = None  # it holds 256 KB of the connection until garbage is collected
 
     def close(self) -> None:
         """Accept no more, and let go of those whose handshake is not done."""

@@ -339,3 +339,17 @@ def test_spilled_objects_leave_a_chosen_directory_as_it_was(tmp_path: Path) -> N
     run = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, timeout=60)
     assert run.returncode == -signal.SIGKILL, run.stderr
     until(lambda: os.listdir(tmp_path) == ["mine"], "only the user's file is left")
+
+
+def test_a_head_collects_garbage() -> None:
+    """Its interpreter starts without: each connection that failed would stay for ever."""
+    code = """
+import gc
+gc.disable()
+from miniray.runtime import daemon, head_daemon
+head_daemon.serve_head = lambda options, directory: print(gc.isenabled(), flush=True) or 0
+daemon.run_head(daemon.HeadOptions(port=0))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
