@@ -20,6 +20,7 @@ COMMANDS = {
     "stop": ("miniray.commands.stop:stop", "End every session of this user on this machine."),
     "status": ("miniray.commands.status:status", "Nodes, resources and what is waiting for them."),
     "drain": ("miniray.commands.drain:drain", "Take a node out of the cluster in order."),
+    "autoscale": ("miniray.commands.autoscale:autoscale", "Have nodes come and go with what waits."),
     "list": ("miniray.commands.listing:listing", "List tasks, actors, nodes or jobs."),
     "job": ("miniray.commands.jobs:job", "Submit, follow, list and stop jobs that the cluster runs."),
     "why": ("miniray.commands.why:why", "Why a task, actor, object, node or group is as it is."),

@@ -6,10 +6,15 @@
         ...
 
 `Autoscaler` looks at what the head publishes as pending, `core.scaling` decides, and a `NodeProvider` of
-two methods starts and stops nodes: `LocalProvider` as processes of this machine.
+two methods starts and stops nodes: `LocalProvider` as processes of this machine, `CommandProvider` by
+commands. `miniray autoscale` runs it.
 """
 
 from miniray.autoscaler.autoscaler import HANDLE_LABEL, TYPE_LABEL, Autoscaler, NodeKind, NodeProvider
+from miniray.autoscaler.command_provider import CommandProvider
 from miniray.autoscaler.local_provider import LocalProvider
 
-__all__ = ["HANDLE_LABEL", "TYPE_LABEL", "Autoscaler", "LocalProvider", "NodeKind", "NodeProvider"]
+__all__ = [
+    "HANDLE_LABEL", "TYPE_LABEL", "Autoscaler", "CommandProvider", "LocalProvider", "NodeKind",
+    "NodeProvider",
+]  # fmt: skip

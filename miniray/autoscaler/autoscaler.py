@@ -27,6 +27,9 @@ log = logging.getLogger("miniray.autoscaler")
 HANDLE_LABEL = "miniray.io/node-handle"
 TYPE_LABEL = "miniray.io/node-type"
 
+PAUSE_MAX_S = 60.0
+"""A kind that cannot be started is tried again after a second, later after so long at most."""
+
 
 @dataclass(frozen=True)
 class NodeKind:
@@ -80,6 +83,10 @@ class Autoscaler:
         self._made = 0
         self._first = int(time.time())
         self._draining: dict[str, bytes] = {}
+        self._pause_s: dict[str, float] = {}
+        """Of kinds that could not be started the last time, until they are tried again."""
+        self._again_at: dict[str, float] = {}
+        self._said: list[str] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="autoscaler", daemon=True)
         self.last = Decision()
@@ -104,6 +111,8 @@ class Autoscaler:
                 self.look()
             except (rpc.RpcError, OSError) as error:
                 log.warning("the head cannot be asked what waits: %s", error)
+            except Exception:
+                log.exception("a look at the cluster failed; the next one may not")
 
     # ---- one look
 
@@ -121,9 +130,11 @@ class Autoscaler:
         ]  # fmt: skip
         self._let_go({node.labels.get(HANDLE_LABEL, "") for node in alive})
         self.last = decision = self._scaler.decide(time.monotonic(), states, map(_wanted, status.demand))
+        self._say(decision.refused)
         for name, count in decision.start.items():
             for _ in range(count):
-                self._start(self._kinds[name])
+                if time.monotonic() >= self._again_at.get(name, 0.0):
+                    self._start(self._kinds[name])
         by_handle = {node.labels.get(HANDLE_LABEL, ""): node.node_id for node in alive}
         for handle in decision.stop:
             self._draining[handle] = by_handle[handle]
@@ -139,15 +150,30 @@ class Autoscaler:
         try:
             self._provider.start(kind, handle)
         except Exception as error:
-            log.warning("node %s could not be started: %s", handle, error)
+            pause = self._pause_s[kind.name] = min(self._pause_s.get(kind.name, 0.5) * 2, PAUSE_MAX_S)
+            self._again_at[kind.name] = time.monotonic() + pause
+            log.warning("node %s could not be started, again in %g s: %s", handle, pause, error)
             return
+        self._pause_s.pop(kind.name, None)
         self._scaler.started(time.monotonic(), handle, kind.name)
 
     def _let_go(self, alive: set[str]) -> None:
         """Stop those that have left the cluster."""
         for handle in [handle for handle in self._draining if handle not in alive]:
+            try:
+                self._provider.stop(handle)
+            except Exception as error:
+                log.warning("node %s has left and could not be let go, tried again: %s", handle, error)
+                continue
             del self._draining[handle]
-            self._provider.stop(handle)
+            log.info("node %s is gone", handle)
+
+    def _say(self, refused: list[str]) -> None:
+        """What no node can be started for, once."""
+        for reason in refused:
+            if reason not in self._said:
+                log.warning("nothing is started: %s", reason)
+        self._said = refused
 
     def _inhabited(self) -> set[bytes]:
         """Nodes on which an actor lives or a driver is attached."""

@@ -22,13 +22,31 @@ def cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
+class Moody(LocalProvider):
+    """Fails the first time, in both directions."""
+
+    failures = 0
+
+    def start(self, kind: NodeKind, handle: str) -> None:
+        if self.failures == 0:
+            self.failures = 1
+            raise RuntimeError("no machine is free")
+        super().start(kind, handle)
+
+    def stop(self, handle: str) -> None:
+        if self.failures == 1:
+            self.failures = 2
+            raise KeyError("the cloud is away")
+        super().stop(handle)
+
+
 def nodes_alive() -> int:
     return sum(node["Alive"] for node in miniray.nodes())
 
 
 def test_nodes_come_for_tasks_actors_and_groups_and_go_when_they_are_idle(cluster: Any) -> None:
     address = cluster.address
-    provider = LocalProvider(address, cluster._token)
+    provider = Moody(address, cluster._token)
     special = NodeKind("special", {"CPU": 1, "rare": 1}, max_nodes=1)
     kinds = [NodeKind("worker", {"CPU": 2}, max_nodes=3), special]
     scaler = Autoscaler(
@@ -59,6 +77,7 @@ def test_nodes_come_for_tasks_actors_and_groups_and_go_when_they_are_idle(cluste
             miniray.kill(actor)
             eventually(lambda: nodes_alive() == 1, "nothing is left to live for", 120)
             eventually(lambda: not provider.nodes, "and their processes have ended", 60)
+            assert provider.failures == 2, "and failed once each way"
     finally:
         provider.close()
 
