@@ -61,6 +61,8 @@ def anywhere(id_or_name: str, address: str | None) -> tuple[Explanation, str]:
             return answers[-1]
     if not answers and problem is not None:
         raise problem
+    if problem is not None:
+        click.echo(f"one cluster could not be asked: {problem.message}", err=True)
     answers.sort(key=lambda answer: not answer[0].kind)
     return answers[0]
 

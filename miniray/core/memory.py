@@ -293,7 +293,8 @@ class Memory:
         self.rooms = [one for one in self.rooms if one not in late]
         for one in late:
             self._answer(now, one, store_refusals.full(
-                one.object_id, one.size, survey, self.client_name, one.wait_s, self.disk_full))
+                one.object_id, one.size, survey, self.client_name, one.wait_s - max(0.0, one.deadline - now),
+                self.disk_full))
         if late and self.rooms:
             self._survey()
         elif self.rooms:

@@ -148,6 +148,8 @@ class Residents:
 
     def name_of(self, worker_id: bytes) -> str:
         """A client in words, for messages to people."""
+        if not worker_id:
+            return "the raylet"
         worker = self.node.pool.workers.get(worker_id)
         if worker is None:
             return f"worker {worker_id.hex()[:8]} (ended)"

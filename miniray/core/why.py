@@ -53,6 +53,11 @@ def trace(owner: Owner, entry: ObjectEntry, now: float | None = None) -> tuple[l
     return [*links, "and so on"], entry.id
 
 
+def silent_head(seconds: float) -> str:
+    """The head has not answered a question for so long."""
+    return f"the head has not answered for {seconds:.1f} s: it is away, cut off or overloaded"
+
+
 def _elsewhere(record: TaskRecord) -> bytes:
     """Whom to ask further about a task whose arguments are there."""
     client: ActorClient | None = record.client

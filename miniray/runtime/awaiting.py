@@ -21,6 +21,7 @@ from miniray.exceptions import GetTimeoutError, RayError
 from miniray.runtime.waiting import Waiter
 
 if TYPE_CHECKING:
+    from miniray._proto import gcs_pb2 as gcs
     from miniray.core.owner import Owner
     from miniray.ids import ObjectRef
     from miniray.runtime.worker import CoreWorker
@@ -138,6 +139,8 @@ class _Inquiry(threading.Thread):
         super().__init__(name="miniray-why", daemon=True)
         self._worker = worker
         self._within_s = within_s
+        self.asked_at = time.monotonic()
+        self.is_answered = False
         late = _native.first_pending(refs)
         self.entry: ObjectEntry | None = refs[late].entry if late >= 0 else None
         self.chain: list[str] = []
@@ -147,9 +150,14 @@ class _Inquiry(threading.Thread):
         """The answer, or nothing: the owner's own view will do."""
         from miniray.runtime import explaining
 
+        def request(query: gcs.ExplainQuery) -> gcs.Explanation:
+            found: gcs.Explanation = self._worker.request("explain", query).explanation
+            self.is_answered = True
+            return found
+
         with contextlib.suppress(RayError):
             if self.entry is not None:
-                self.chain = list(explaining.explain(self._worker, self.entry.id, self._within_s).chain)
+                self.chain = list(explaining.ask(request, self.entry.id, self._within_s).chain)
 
 
 def await_some(worker: CoreWorker, refs: Refs, needed: int, timeout: float | None) -> None:
@@ -180,6 +188,8 @@ def _timed_out(
         links = why.chain(worker.owner, entry, time.monotonic())
     if inquiry is not None and inquiry.entry is entry:
         links = _joined(links, inquiry.chain, f"{worker.address[1].hex()[:12]} (pid ")
+        if not inquiry.is_answered and inquiry.is_alive():
+            links.append(why.silent_head(time.monotonic() - inquiry.asked_at))
     because = "\n  because ".join(links)
     after = f" after {timeout} s" if timeout is not None else ""
     return GetTimeoutError(f"Get timed out: object {entry.id.hex()} is not ready{after}: {because}")

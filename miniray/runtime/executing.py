@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from miniray.core.directory import ObjectEntry
-from miniray.runtime import awaiting, frames, local_objects
+from miniray.runtime import awaiting, frames, local_objects, streams
 from miniray.runtime.executor import Executor
 from miniray.runtime.own_code import is_package, place
 from miniray.runtime.task_context import TaskContext
@@ -44,6 +44,8 @@ class Doing:
     """They are its arguments."""
     group: bytes = b""
     """A placement group that it waits for."""
+    ahead: tuple[int, int] = (0, 0)
+    """Items of a generator that its consumer has not taken, and how many may be so."""
     room: int = 0
     """Bytes of the store that it waits for."""
     since: float = 0.0
@@ -133,6 +135,9 @@ def _note_wait(found: Doing, frame: FrameType) -> None:
         found.bringing = True
     elif code.co_name == "_wait" and code.co_filename.endswith("/util/placement_group.py"):
         found.group = values.get("group_id", b"")
+    elif code is streams.Progress.wait_for.__code__:
+        progress = values["self"]
+        found.ahead = values["produced"] - progress.consumed, progress.limit
     elif code is local_objects.make_room.__code__:
         found.room = values.get("size", 0)
 
@@ -161,6 +166,10 @@ def links(one: Doing, now: float) -> tuple[list[str], bytes]:
     at = f" at {one.line}" if one.line else ""
     if one.room:
         return [f"{one.title} runs here{since}, and waits for {one.room} bytes of {ROOM}{at}"], b""
+    if one.ahead[0]:
+        count, limit = one.ahead
+        waits = f"waits for its consumer: {count} items ahead, {limit} allowed"
+        return [f"{one.title} runs here{since}, and {waits}{at}"], b""
     if one.waits:
         more = f" and {len(one.waits) - 1} others" if len(one.waits) > 1 else ""
         what = "its argument" if one.bringing else "object"

@@ -542,9 +542,9 @@ def doing(**fields: Any) -> list[str]:
     return list(explain.merged(b"t" * 24, gcs.Explanation(), [finding]).chain)
 
 
-@scene("slow.executes", "slow.waits-for", "stuck.store-wait")
+@scene("slow.executes", "slow.waits-for", "slow.unread", "stuck.store-wait")
 def _executor() -> list[str]:
-    return [*doing(since=1.0), *doing(waits=[OBJECT], bringing=True), *doing(room=1000)]
+    return [*doing(ahead=(2, 1)), *doing(since=1.0), *doing(waits=[OBJECT], bringing=True), *doing(room=1000)]
 
 
 @scene("slow.concurrency", "stuck.cycle")
@@ -558,6 +558,11 @@ def _cycle() -> list[str]:
         return gcs.Explanation(kind="task", name="A.ping", chain=[queued], next=following, unsettled=True)
 
     return list(explaining.ask(request, first, 10.0).chain)
+
+
+@scene("stuck.silent-head")
+def _silent_head() -> list[str]:
+    return [why.silent_head(3.0)]
 
 
 @scene("stuck.stopped", "stuck.native", "stuck.unseen", "stuck.silent-node", "stuck.silent-owner")
