@@ -236,7 +236,7 @@ class Connections:
                 worker.peers.disconnected(connection)
             worker.drain()
         if worker.callbacks:
-            worker.run_callbacks()
+            worker.run_callbacks_apart()
 
     def _shaken(self, connection: WorkerConnection, ended: bool) -> None:
         """Its handshake has gone on."""

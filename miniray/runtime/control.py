@@ -216,7 +216,7 @@ class Control:
             self.worker.peers.carried((message.source.node_id, message.source.worker_id), [message.frames])
             self.worker.drain()
         if self.worker.callbacks:
-            self.worker.run_callbacks()
+            self.worker.run_callbacks_apart()
 
     def _census(self, message: gcs.CensusQuery) -> None:
         from miniray.runtime import census

@@ -544,6 +544,10 @@ class CoreWorker:
                     return
                 callback()
 
+    def run_callbacks_apart(self) -> None:
+        """The same from the I/O thread, which they may have to wait for: an object's bytes are asked for."""
+        threading.Thread(target=self.run_callbacks, name="callbacks", daemon=True).start()
+
     def _tick(self) -> float:
         """Housekeeping of the drainer; returns seconds until the next."""
         now = time.monotonic()

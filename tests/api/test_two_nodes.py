@@ -44,6 +44,19 @@ def test_what_wait_reports_ready_is_here(ray_start_cluster):
     assert [len(found[ref]["node_ids"]) for ref in refs] == [1, 2]
 
 
+def test_the_future_of_an_object_elsewhere(ray_start_cluster):
+    cluster = ray_start_cluster
+    cluster.add_node(num_cpus=1)
+    ray.init(cluster.address)
+    cluster.add_node(num_cpus=1, resources={"far": 1})
+
+    @ray.remote(resources={"far": 1})
+    def make():
+        return np.ones(1_000_000, np.uint8)
+
+    assert [make.remote().future().result(timeout=60).sum() for _ in range(3)] == [1_000_000] * 3
+
+
 def test_tasks_whose_arguments_fit_only_one_at_a_time_all_run(ray_start_cluster):
     cluster = ray_start_cluster
     size, count = 10_000_000, 6
