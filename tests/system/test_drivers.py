@@ -66,7 +66,7 @@ say(total=ray.get([found.add.remote(1) for _ in range(10)])[-1])
         assert first.hear() == {"total": 15}
         first.go_on()
         assert first.wait() == 0
-    eventually(lambda: not alive(pid), "the actor ends with its driver", 5)
+    eventually(lambda: not alive(pid), "the actor ends with its driver")
     with pytest.raises(exceptions.RayActorError):
         ray.get(mine.add.remote(1), timeout=10)
 
@@ -129,12 +129,12 @@ input()
             pids = driver.hear()["pids"]
             assert all(alive(pid) for pid in pids)
             kill(driver.process.pid)
-        eventually(lambda: not any(alive(pid) for pid in pids), "its tasks end", 5)
+        eventually(lambda: not any(alive(pid) for pid in pids), "its tasks end")
     assert ray.get([ray.remote(lambda: 1).remote() for _ in range(4)], timeout=20) == [1] * 4
     from miniray import api
 
     store = api.connected_worker().store
-    eventually(lambda: store.stats()["used"] == 0, "its objects are freed", 5)
+    eventually(lambda: store.stats()["used"] == 0, "its objects are freed")
 
 
 def test_objects_of_a_dead_owner_raise_owner_died(ray: Any, address: str) -> None:
@@ -196,7 +196,7 @@ def test_an_actor_lives_as_long_as_any_process_has_a_handle(ray: Any, probe: Any
     time.sleep(0.3)
     assert alive(pid) and ray.get(holder.ask.remote()) == pid
     ray.get(holder.drop.remote())
-    eventually(lambda: not alive(pid), "nobody has a handle any more", 5)
+    eventually(lambda: not alive(pid), "nobody has a handle any more")
 
 
 def test_a_handle_passed_on_and_dropped_keeps_its_calls(ray: Any, effects: Effects) -> None:

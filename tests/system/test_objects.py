@@ -30,7 +30,7 @@ def nothing_kept(ray: Any) -> Any:
     """The store holds as much after the test as before."""
     before = eventually(lambda: used(ray) == 0 or used(ray)) and used(ray)
     yield
-    eventually(lambda: used(ray) <= before, "the store is as empty as before", 10)
+    eventually(lambda: used(ray) <= before, "the store is as empty as before")
 
 
 VALUES: list[Any] = [
@@ -139,7 +139,7 @@ def test_large_values_are_stored_once_and_freed_at_once(ray: Any, nothing_kept: 
     assert ray.get([total.remote(ref) for _ in range(4)]) == [(int(array.sum()), False)] * 4
     assert used(ray) - before <= 41 * MB, "no copy was made"
     del ref
-    eventually(lambda: used(ray) - before < MB, "it is freed", 5)
+    eventually(lambda: used(ray) - before < MB, "it is freed")
 
 
 def test_arguments_and_results_that_are_freed_leave_nothing(ray: Any, nothing_kept: Any) -> None:
@@ -158,7 +158,7 @@ def test_arguments_and_results_that_are_freed_leave_nothing(ray: Any, nothing_ke
             refs = [add.remote(*pair) for pair in zip(refs[::2], refs[1::2])]
         assert ray.get(refs[0])[0] == 28
         del refs
-    eventually(lambda: used(ray) <= before, "all of it is freed", 5)
+    eventually(lambda: used(ray) <= before, "all of it is freed")
 
 
 def test_what_an_actor_was_made_with_lives_as_long_as_it_keeps_it(ray: Any, nothing_kept: Any) -> None:
@@ -176,10 +176,10 @@ def test_what_an_actor_was_made_with_lives_as_long_as_it_keeps_it(ray: Any, noth
     before = used(ray)
     keeper = Keeper.remote(np.zeros(MB), [ray.put(np.full(MB, 2.0))])
     assert ray.get(keeper.first.remote()) == 2.0
-    eventually(lambda: used(ray) - before < 9 * MB, "the array was let go", 5)
+    eventually(lambda: used(ray) - before < 9 * MB, "the array was let go")
     assert ray.get(keeper.first.remote()) == 2.0
     ray.get(keeper.drop.remote())
-    eventually(lambda: used(ray) <= before, "the rest as well", 5)
+    eventually(lambda: used(ray) <= before, "the rest as well")
     ray.kill(keeper)
 
 
