@@ -77,6 +77,7 @@ _HOME = {
 _MODULES = frozenset(
     {
         "actor",
+        "autoscaler",
         "cloudpickle",
         "cluster_utils",
         "dag",

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from miniray.logging_config import LoggingConfig
+
+__all__ = ["JobConfig", "LoggingConfig"]
+
 
 class JobConfig:
     """Namespace, runtime environment and metadata of a job; `init`'s own arguments win."""

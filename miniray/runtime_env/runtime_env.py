@@ -7,6 +7,7 @@ node makes the environment before a worker starts (`miniray.runtime.environments
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import types
@@ -15,6 +16,7 @@ from typing import Any
 
 from miniray.runtime_env import packages, requirements
 from miniray.runtime_env.packages import Package
+from miniray.runtime_env.records import from_plain
 
 FIELDS = frozenset(
     {
@@ -71,6 +73,21 @@ class RuntimeEnv(dict):  # type: ignore[type-arg]
     def __init__(self, **fields: Any) -> None:
         super().__init__({name: value for name, value in fields.items() if value is not None})
         validate(self)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            value = dataclasses.asdict(value)
+        validate({name: value})
+        super().__setitem__(name, value)
+
+    def set(self, name: str, value: Any) -> None:
+        """Set one field; a dataclass becomes the dict of its fields."""
+        self[name] = value
+
+    def get(self, name: str, default: Any = None, data_class: Any = None) -> Any:
+        """One field, or `default`; as an instance of `data_class` where that is given."""
+        value = super().get(name, default)
+        return value if data_class is None or name not in self else from_plain(data_class, value)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a plain dict."""

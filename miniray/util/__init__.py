@@ -59,6 +59,7 @@ _LAZY = {
 _MODULES = frozenset(
     {
         "actor_pool",
+        "annotations",
         "check_serialize",
         "collective",
         "helpers",

@@ -9,35 +9,47 @@ Tasks, objects and workers are asked for at every process of the cluster; with
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from miniray import api
 from miniray.explanations import Explanation, Stack, key_of
 from miniray.state_rows import Row
 from miniray.util.state import sources
+from miniray.util.state.common import (
+    DEFAULT_LIMIT,
+    ActorState,
+    Filters,
+    JobState,
+    NodeState,
+    ObjectState,
+    PlacementGroupState,
+    TaskState,
+    WorkerState,
+    checked,
+)
 
-Filters = list[tuple[str, str, Any]]
+if TYPE_CHECKING:
+    from miniray.util.state.client import StateApiClient as StateApiClient
 
-LIMIT = 100
+R = TypeVar("R", bound=Row)
 
 
 def _holds(row: Row, condition: tuple[str, str, Any]) -> bool:
     field, operator, wanted = condition
     field = field.lower()
-    if operator not in ("=", "!="):
-        raise ValueError(f"Unsupported filter predicate {operator!r}: use '=' or '!='.")
     if field not in row:
         raise ValueError(f"Invalid filter key {field!r}. Available ones are {sorted(row)}.")
     equal = row[field] == wanted or str(row[field]).lower() == str(wanted).lower()
     return equal == (operator == "=")
 
 
-def _select(rows: Iterable[Row], filters: Filters | None, limit: int) -> list[Row]:
-    out: list[Row] = []
+def _select(rows: Iterable[R], filters: Filters | None, limit: int) -> list[R]:
+    out: list[R] = []
+    conditions = checked(filters)
     for row in rows:
         if len(out) >= limit:
             break
-        if all(_holds(row, condition) for condition in filters or ()):
+        if all(_holds(row, condition) for condition in conditions):
             out.append(row)
     return out
 
@@ -45,11 +57,11 @@ def _select(rows: Iterable[Row], filters: Filters | None, limit: int) -> list[Ro
 def list_actors(
     address: str | None = None,
     filters: Filters | None = None,
-    limit: int = LIMIT,
+    limit: int = DEFAULT_LIMIT,
     timeout: float = 30,
     detail: bool = False,
     raise_on_missing_output: bool = True,
-) -> list[Row]:
+) -> list[ActorState]:
     """Actors of all jobs, dead ones too."""
     return _select(sources.actors(), filters, limit)
 
@@ -57,11 +69,11 @@ def list_actors(
 def list_tasks(
     address: str | None = None,
     filters: Filters | None = None,
-    limit: int = LIMIT,
+    limit: int = DEFAULT_LIMIT,
     timeout: float = 30,
     detail: bool = False,
     raise_on_missing_output: bool = True,
-) -> list[Row]:
+) -> list[TaskState]:
     """Tasks, actor calls and actor creations of all jobs: the newest `limit`, those under way too."""
     return _select(sources.tasks(timeout, raise_on_missing_output), filters, sources.MOST_ROWS)[-limit:]
 
@@ -69,11 +81,11 @@ def list_tasks(
 def list_nodes(
     address: str | None = None,
     filters: Filters | None = None,
-    limit: int = LIMIT,
+    limit: int = DEFAULT_LIMIT,
     timeout: float = 30,
     detail: bool = False,
     raise_on_missing_output: bool = True,
-) -> list[Row]:
+) -> list[NodeState]:
     """Nodes, dead ones too."""
     return _select(sources.nodes(), filters, limit)
 
@@ -81,11 +93,11 @@ def list_nodes(
 def list_jobs(
     address: str | None = None,
     filters: Filters | None = None,
-    limit: int = LIMIT,
+    limit: int = DEFAULT_LIMIT,
     timeout: float = 30,
     detail: bool = False,
     raise_on_missing_output: bool = True,
-) -> list[Row]:
+) -> list[JobState]:
     """Jobs: one per driver."""
     return _select(sources.jobs(), filters, limit)
 
@@ -93,11 +105,11 @@ def list_jobs(
 def list_placement_groups(
     address: str | None = None,
     filters: Filters | None = None,
-    limit: int = LIMIT,
+    limit: int = DEFAULT_LIMIT,
     timeout: float = 30,
     detail: bool = False,
     raise_on_missing_output: bool = True,
-) -> list[Row]:
+) -> list[PlacementGroupState]:
     """Placement groups, removed ones too."""
     return _select(sources.groups(), filters, limit)
 
@@ -105,11 +117,11 @@ def list_placement_groups(
 def list_workers(
     address: str | None = None,
     filters: Filters | None = None,
-    limit: int = LIMIT,
+    limit: int = DEFAULT_LIMIT,
     timeout: float = 30,
     detail: bool = False,
     raise_on_missing_output: bool = True,
-) -> list[Row]:
+) -> list[WorkerState]:
     """Drivers and worker processes of all nodes, those that have ended lately too."""
     return _select(sources.workers(timeout, raise_on_missing_output), filters, limit)
 
@@ -117,52 +129,54 @@ def list_workers(
 def list_objects(
     address: str | None = None,
     filters: Filters | None = None,
-    limit: int = LIMIT,
+    limit: int = DEFAULT_LIMIT,
     timeout: float = 30,
     detail: bool = False,
     raise_on_missing_output: bool = True,
-) -> list[Row]:
+) -> list[ObjectState]:
     """Objects of the whole cluster: one row for each process that owns or borrows one."""
     return _select(sources.objects(timeout, raise_on_missing_output), filters, limit)
 
 
-def _one(rows: Iterable[Row], field: str, id: str) -> Row | None:
+def _one(rows: Iterable[R], field: str, id: str) -> R | None:
     return next((row for row in rows if row[field] == id), None)
 
 
-def get_actor(id: str, address: str | None = None, timeout: float = 30) -> Row | None:
+def get_actor(id: str, address: str | None = None, timeout: float = 30) -> ActorState | None:
     """The actor with this id (hex), or None."""
     return _one(sources.actors(), "actor_id", id)
 
 
-def get_node(id: str, address: str | None = None, timeout: float = 30) -> Row | None:
+def get_node(id: str, address: str | None = None, timeout: float = 30) -> NodeState | None:
     """The node with this id (hex), or None."""
     return _one(sources.nodes(), "node_id", id)
 
 
-def get_job(id: str, address: str | None = None, timeout: float = 30) -> Row | None:
+def get_job(id: str, address: str | None = None, timeout: float = 30) -> JobState | None:
     """The job with this id (hex), or None."""
     return _one(sources.jobs(), "job_id", id)
 
 
-def get_placement_group(id: str, address: str | None = None, timeout: float = 30) -> Row | None:
+def get_placement_group(
+    id: str, address: str | None = None, timeout: float = 30
+) -> PlacementGroupState | None:
     """The placement group with this id (hex), or None."""
     return _one(sources.groups(), "placement_group_id", id)
 
 
-def get_worker(id: str, address: str | None = None, timeout: float = 30) -> Row | None:
+def get_worker(id: str, address: str | None = None, timeout: float = 30) -> WorkerState | None:
     """The worker with this id (hex), or None."""
     return _one(sources.workers(timeout, False), "worker_id", id)
 
 
-def get_task(id: Any, address: str | None = None, timeout: float = 30) -> Row | list[Row] | None:
+def get_task(id: Any, address: str | None = None, timeout: float = 30) -> TaskState | list[TaskState] | None:
     """The task with this id (hex), or that makes this ObjectRef; all attempts if there were several."""
     raw = bytes.fromhex(id) if isinstance(id, str) else id.task_id().binary()
     attempts = [row for row in sources.tasks(timeout, False, raw) if row.task_id == raw.hex()]
     return attempts if len(attempts) > 1 else next(iter(attempts), None)
 
 
-def get_objects(id: str, address: str | None = None, timeout: float = 30) -> list[Row]:
+def get_objects(id: str, address: str | None = None, timeout: float = 30) -> list[ObjectState]:
     """What each process knows of the object with this id (hex)."""
     return [row for row in sources.objects(timeout, False) if row.object_id == id]
 
@@ -202,8 +216,8 @@ def _counted(rows: Iterable[Row], field: str) -> dict[str, int]:
     return counts
 
 
-def _grouped(rows: Iterable[Row], field: str) -> dict[str, list[Row]]:
-    groups: dict[str, list[Row]] = {}
+def _grouped(rows: Iterable[R], field: str) -> dict[str, list[R]]:
+    groups: dict[str, list[R]] = {}
     for row in rows:
         groups.setdefault(row[field], []).append(row)
     return groups
@@ -264,5 +278,13 @@ def summarize_objects(
     return {"cluster": {"summary": summary, **total, "callsite_enabled": False, "summary_by": "callsite"}}
 
 
-def _megabytes(rows: list[Row]) -> float:
+def _megabytes(rows: list[ObjectState]) -> float:
     return float(sum(max(0, row.object_size) for row in rows)) / 2**20
+
+
+def __getattr__(name: str) -> Any:
+    if name == "StateApiClient":
+        from miniray.util.state.client import StateApiClient
+
+        return StateApiClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from miniray.state_rows import Row
+from miniray.util.state.common import ObjectState, PlacementGroupState, TaskState, WorkerState
 
 if TYPE_CHECKING:
     from miniray._proto import common_pb2 as pb
@@ -23,9 +23,9 @@ def _before_now(seconds: float) -> int | None:
     return _milliseconds(time.time() - seconds) if seconds else None
 
 
-def group(table: dict[str, Any]) -> Row:
+def group(table: dict[str, Any]) -> PlacementGroupState:
     """Of a placement group, as `placement_group_table` has it."""
-    return Row(
+    return PlacementGroupState(
         placement_group_id=table["placement_group_id"],
         name=table["name"],
         state=table["state"],
@@ -43,7 +43,7 @@ def group(table: dict[str, Any]) -> Row:
     )
 
 
-def creation(info: pb.ActorInfo) -> Row:
+def creation(info: pb.ActorInfo) -> TaskState:
     """Of the task that makes an actor."""
     from miniray._proto import common_pb2 as pb
 
@@ -52,7 +52,7 @@ def creation(info: pb.ActorInfo) -> Row:
     failed = dead and not info.address.worker_id
     running = not dead and bool(info.pid) and info.state != pb.ALIVE
     state = ("FAILED" if failed else "FINISHED") if dead else CREATION_STATES[info.state]
-    return Row(
+    return TaskState(
         task_id=("ff" * 8) + spec.actor_id.hex(),
         attempt_number=info.restarts,
         name=f"{spec.class_name}.__init__",
@@ -74,9 +74,9 @@ def creation(info: pb.ActorInfo) -> Row:
     )
 
 
-def worker(row: gcs.WorkerRow, addresses: dict[bytes, str]) -> Row:
+def worker(row: gcs.WorkerRow, addresses: dict[bytes, str]) -> WorkerState:
     """Of a worker process or driver; `addresses` are those of the nodes."""
-    return Row(
+    return WorkerState(
         worker_id=row.address.worker_id.hex(),
         is_alive=row.is_alive,
         worker_type="DRIVER" if row.is_driver else "WORKER",
@@ -87,7 +87,7 @@ def worker(row: gcs.WorkerRow, addresses: dict[bytes, str]) -> Row:
         job_id=row.job_id.hex() or None,
         exit_detail=None if row.is_alive else (row.end.message or row.end.exit_detail),
         start_time_ms=_before_now(row.started_ago_s),
-        end_time_ms=_before_now(row.ended_ago_s),
+        end_time_ms=_before_now(row.ended_ago_s) or 0,
     )
 
 
@@ -104,10 +104,10 @@ def exit_type(row: gcs.WorkerRow) -> str:
     return "INTENDED_USER_EXIT" if row.is_driver else "INTENDED_SYSTEM_EXIT"
 
 
-def object_(row: gcs.ObjectRow, addresses: dict[bytes, str]) -> Row:
+def object_(row: gcs.ObjectRow, addresses: dict[bytes, str]) -> ObjectState:
     """Of an object as one process sees it; `addresses` are those of the nodes."""
     ready = row.state in ("INLINE", "STORED")
-    return Row(
+    return ObjectState(
         object_id=row.object_id.hex(),
         object_size=row.size if ready else -1,
         task_status=row.task_state or "NIL",

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from miniray import api, state_rows
-from miniray.state_rows import Row
-from miniray.util.state import rows
+from miniray.util.state import common, rows
 from miniray.util.state.exception import RayStateApiException
 
 if TYPE_CHECKING:
@@ -24,9 +23,9 @@ def _request(field: str, message: Any) -> gcs.ControlReply:
     return api.connected_worker().request(field, message)
 
 
-def actors() -> Iterator[Row]:
+def actors() -> Iterator[common.ActorState]:
     """Actors of all jobs."""
-    return map(state_rows.actor_row, _actor_infos())
+    return map(common.ActorState, map(state_rows.actor_row, _actor_infos()))
 
 
 def _actor_infos() -> Any:
@@ -35,25 +34,27 @@ def _actor_infos() -> Any:
     return _request("actor_list", gcs.ActorList(all_namespaces=True)).actors.actors
 
 
-def nodes() -> Iterator[Row]:
+def nodes() -> Iterator[common.NodeState]:
     """Nodes, dead ones too."""
     from miniray._proto import gcs_pb2 as gcs
 
-    return map(state_rows.node_row, _request("node_list", gcs.NodeList()).nodes.nodes)
+    found = _request("node_list", gcs.NodeList()).nodes.nodes
+    return map(common.NodeState, map(state_rows.node_row, found))
 
 
 def _node_addresses() -> dict[bytes, str]:
     return {bytes.fromhex(node.node_id): node.node_ip for node in nodes()}
 
 
-def jobs() -> Iterator[Row]:
+def jobs() -> Iterator[common.JobState]:
     """Jobs: one per driver."""
     from miniray._proto import gcs_pb2 as gcs
 
-    return map(state_rows.job_row, _request("job_list", gcs.JobList()).jobs.jobs)
+    found = _request("job_list", gcs.JobList()).jobs.jobs
+    return map(common.JobState, map(state_rows.job_row, found))
 
 
-def groups() -> Iterator[Row]:
+def groups() -> Iterator[common.PlacementGroupState]:
     """Placement groups, removed ones too."""
     from miniray.util.placement_group import placement_group_table
 
@@ -78,7 +79,7 @@ def census(kind: gcs.CensusQuery.Kind, limit: int, timeout: float, strict: bool)
     return found
 
 
-def workers(timeout: float, strict: bool) -> Iterator[Row]:
+def workers(timeout: float, strict: bool) -> Iterator[common.WorkerState]:
     """Drivers and worker processes, those that have ended lately too."""
     from miniray._proto import gcs_pb2 as gcs
 
@@ -87,7 +88,7 @@ def workers(timeout: float, strict: bool) -> Iterator[Row]:
     return (rows.worker(row, addresses) for row in found.workers)
 
 
-def objects(timeout: float, strict: bool) -> Iterator[Row]:
+def objects(timeout: float, strict: bool) -> Iterator[common.ObjectState]:
     """Objects, as each process sees those that it owns or borrows."""
     from miniray._proto import gcs_pb2 as gcs
 
@@ -96,7 +97,7 @@ def objects(timeout: float, strict: bool) -> Iterator[Row]:
     return (rows.object_(row, addresses) for row in found.objects)
 
 
-def tasks(timeout: float, strict: bool, task_id: bytes = b"") -> list[Row]:
+def tasks(timeout: float, strict: bool, task_id: bytes = b"") -> list[common.TaskState]:
     """Tasks, actor calls and actor creations, oldest first: what runs and waits, and what has ended.
 
     Processes report what has ended before they answer, so the table is asked after them.
@@ -107,4 +108,5 @@ def tasks(timeout: float, strict: bool, task_id: bytes = b"") -> list[Row]:
     live = census(gcs.CensusQuery.TASKS, MOST_ROWS, timeout, strict).tasks
     query = gcs.TaskQuery(limit=MOST_ROWS, edges=True, task_id=task_id)
     found = merged(_request("task_query", query).tasks.tasks, live)
-    return [*map(rows.creation, _actor_infos()), *map(state_rows.task_row, found)]
+    tasks = map(common.TaskState, map(state_rows.task_row, found))
+    return [*map(rows.creation, _actor_infos()), *tasks]

@@ -1,0 +1,1 @@
+"""Fields of a runtime environment as dataclasses: `RuntimeEnv().set("pip", Pip(packages=[...]))`."""
