@@ -9,7 +9,13 @@ import warnings
 
 import pytest
 
-from miniray.util.annotations import AnnotationType, Deprecated, DeveloperAPI, PublicAPI, RayDeprecationWarning
+from miniray.util.annotations import (
+    AnnotationType,
+    Deprecated,
+    DeveloperAPI,
+    PublicAPI,
+    RayDeprecationWarning,
+)
 
 PROGRAM = """
 from miniray.util.annotations import Deprecated

@@ -65,4 +65,5 @@ def test_numbers_as_people_read_them():
     assert common.Humanify.memory(1) == "1.000 B"
     assert common.Humanify.memory(3 * 2**19) == "1.500 MiB"
     assert common.Humanify.duration(61_000) == "0:01:01"
-    assert common.Humanify.node_resources({"CPU": 4.0, "memory": 2.0**30}) == {"CPU": 4.0, "memory": "1.000 GiB"}
+    shown = common.Humanify.node_resources({"CPU": 4.0, "memory": 2.0**30})
+    assert shown == {"CPU": 4.0, "memory": "1.000 GiB"}
