@@ -311,7 +311,7 @@ def first_failed(refs: Sequence[ObjectRefBase], /) -> int:
     """Where the first reference stands whose object is an error; -1: there is none."""
 
 def unknown(refs: Sequence[ObjectRefBase], /) -> list[Any]:
-    """The entries whose owner nobody has asked yet."""
+    """The entries whose owner nobody has asked yet, or of a session that has ended."""
 
 def count_ready(refs: Sequence[ObjectRefBase], enough: int, /) -> int:
     """How many of the objects are ready; stops counting at `enough`."""

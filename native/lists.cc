@@ -69,7 +69,7 @@ PyObject* unknown(PyObject*, PyObject* sequence) {
   PyObject* list = refs.ok() ? PyList_New(0) : nullptr;
   for (Py_ssize_t i = 0; list && i < refs.size(); ++i) {
     EntryObject* entry = refs.entry(i);
-    if (!entry || (state_of(entry) == kUnknown && PyList_Append(list, reinterpret_cast<PyObject*>(entry))))
+    if (!entry || (state_of(entry) >= kUnknown && PyList_Append(list, reinterpret_cast<PyObject*>(entry))))
       Py_CLEAR(list);
   }
   return list;

@@ -7,7 +7,7 @@
 namespace miniray {
 
 // As in core/directory.py.
-enum EntryState : long { kPending = 0, kInline = 1, kStored = 2, kFailed = 3, kFreed = 4, kUnknown = 5 };
+enum EntryState : long { kPending = 0, kInline = 1, kStored = 2, kFailed = 3, kFreed = 4, kUnknown = 5, kEnded = 6 };
 
 // An ObjectEntry (core/directory.py has the meaning of the fields).
 struct EntryObject {

@@ -11,6 +11,7 @@ holds it, which task makes it. For a borrowed object it is a cache of what the o
        │  └───▶ FAILED   value: an error in the form the shell gave (opaque here)
        └─ UNKNOWN: borrowed and the owner has not been asked yet
     any ──▶ FREED when nothing can reach it any more
+    any ──▶ ENDED when this process has left the cluster: never ready, and nobody can be asked
 
 Pure and unlocked: the worker's one lock guards it. Entries are the hottest records of the
 system, so rare fields (locations, borrowers, contents) live in a dict made on demand.
@@ -22,9 +23,9 @@ from typing import Any
 
 from miniray._native import EntryBase
 
-PENDING, INLINE, STORED, FAILED, FREED, UNKNOWN = range(6)
+PENDING, INLINE, STORED, FAILED, FREED, UNKNOWN, ENDED = range(7)
 
-STATE_NAMES = ("PENDING", "INLINE", "STORED", "FAILED", "FREED", "UNKNOWN")
+STATE_NAMES = ("PENDING", "INLINE", "STORED", "FAILED", "FREED", "UNKNOWN", "ENDED")
 
 Address = tuple[bytes, bytes]
 """(node id, worker id)."""
@@ -145,6 +146,11 @@ class Directory:
         waiters = entry.waiters
         entry.waiters = None
         return waiters or []
+
+    def end(self) -> None:
+        """This process leaves the cluster: references that outlive that mean nothing to its next session."""
+        for entry in self.objects.values():
+            entry.state = ENDED
 
     def reopen(self, entry: ObjectEntry) -> None:
         """All copies are lost: the object is pending again until its task has run once more."""

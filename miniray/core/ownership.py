@@ -27,7 +27,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from .directory import FREED, PENDING, Address, Directory, ObjectEntry
+from .directory import ENDED, FREED, PENDING, Address, Directory, ObjectEntry
 from .lineage import Lineage
 
 
@@ -88,7 +88,7 @@ class Ownership:
 
     def released(self, entry: ObjectEntry) -> None:
         """The last ObjectRef of this process is gone (unless one has come since)."""
-        if entry.local <= 0 and entry.pins <= 0:
+        if entry.local <= 0 and entry.pins <= 0 and entry.state != ENDED:
             self.consider(entry)
 
     def unpinned(self, entry: ObjectEntry) -> None:

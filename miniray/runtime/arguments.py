@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from miniray.core.directory import ObjectEntry
-from miniray.runtime import frames, values
+from miniray.runtime import frames, past_session, values
 from miniray.runtime.packed import Serialized
 
 INLINE_LIMIT = 100 * 1024
@@ -53,6 +53,7 @@ def encode(
         return payload
     slots = [ref.entry for ref in direct]
     held = slots + [ref.entry for ref in nested]
+    past_session.refuse(held, "Ray object")
     handles: Any = ()
     if not isinstance(payload, bytes):
         handles = payload.handles

@@ -18,6 +18,7 @@ from miniray import _native
 from miniray.core import why
 from miniray.core.directory import FAILED, ObjectEntry
 from miniray.exceptions import GetTimeoutError, RayError
+from miniray.runtime import past_session
 from miniray.runtime.waiting import Waiter
 
 if TYPE_CHECKING:
@@ -93,7 +94,9 @@ class Some(Waiter):
 def _start(worker: CoreWorker, refs: Refs, waiter: Waiter) -> None:
     """Ask the owners of what is borrowed, all at once, and take a first look."""
     with worker.lock:
-        for entry in _native.unknown(refs):
+        unknown = _native.unknown(refs)
+        past_session.refuse(unknown)
+        for entry in unknown:
             worker.owner.ask(entry)
         waiter.notify(None)
         worker.drain()

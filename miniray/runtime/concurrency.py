@@ -85,6 +85,11 @@ class ThreadedActor:
         self._queued[(peer, call.call)] = call
         call.task = pool.submit(self._run, call)
 
+    def await_end(self) -> None:
+        """Until every call that was submitted has been answered. None may be submitted meanwhile."""
+        for pool in self._pools.values():
+            pool.shutdown()
+
     def not_begun(self) -> list[bytes]:
         """Ids of the calls that wait for a thread."""
         return [call.context.task_id for call in list(self._queued.values())]
@@ -210,6 +215,11 @@ class AsyncActor:
         group = self._executor.function(peer, call.number).group if self._grouped else ""
         (self._groups.get(group) or self._groups[""]).submit(call)
 
+    def await_end(self) -> None:
+        """Until every call that was submitted has been answered. None may be submitted meanwhile."""
+        for loop in self._groups.values():
+            asyncio.run_coroutine_threadsafe(loop.ended(), loop.loop).result()
+
     def running(self) -> list[tuple[TaskContext, float]]:
         """What runs, and since when (monotonic seconds)."""
         return [one for loop in self._groups.values() for one in loop.running()]
@@ -273,6 +283,13 @@ class _Loop:
             kind = (call.peer, call.number)
             self._kinds[kind] = self._kinds.get(kind, 0) + 1
             call.task = self.loop.create_task(self._run(call))
+
+    async def ended(self) -> None:
+        """Until every call has been answered."""
+        while self._arrived or self._running:
+            await asyncio.sleep(0)      # what has arrived starts
+            if tasks := [call.task for call in self._running.values()]:
+                await asyncio.wait(tasks)
 
     def _ended(self, call: _Call, results: Any, held: Any, restored: Any, started: int) -> None:
         """Reply. While more calls of the same method run the caller is woken once for several answers.

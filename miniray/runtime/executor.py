@@ -44,6 +44,7 @@ from miniray.runtime import (
     local_objects,
     output,
     streams,
+    termination,
     values,
 )  # fmt: skip
 from miniray.runtime.errors import pack_exception, task_error
@@ -590,6 +591,7 @@ class Executor(TaskHost):
                 self.concurrency = self.concurrency or calls
                 while self.queue:
                     calls.submit(*self.queue.popleft())
+            termination.install(self)
         ready = wire.ActorReady(actor_id=spec.actor_id, attempt=start.attempt)
         if failure is not None:
             ready.failure.CopyFrom(failure)

@@ -21,7 +21,7 @@ from miniray.core import ids
 from miniray.core.directory import FAILED, FREED, PENDING, STORED, ObjectEntry, freed
 from miniray.core.owner import Result
 from miniray.core.tasks import DYNAMIC, TaskRecord
-from miniray.runtime import frames
+from miniray.runtime import frames, past_session
 from miniray.runtime import returns as returned
 from miniray.runtime.errors import pack_exception, task_error
 from miniray.runtime.waiting import Callback, Waiter
@@ -132,6 +132,8 @@ class Stream:
         worker = self.worker
         while True:
             with worker.lock:
+                if worker.closing:
+                    past_session.refuse(self.record.returns[:1], "A generator of Ray objects")
                 if self.taken < self.arrived:
                     return self._take_one()
                 if self.length is not None:
@@ -159,7 +161,7 @@ class Stream:
     def when_more(self, then: Callable[[], None]) -> bool:
         """Call `then` when `take` would not block; False if that is so already."""
         with self.worker.lock:
-            if self.taken < self.arrived or self.length is not None:
+            if self.taken < self.arrived or self.length is not None or self.worker.closing:
                 return False
             self._waiters.append(Callback(self.worker.callbacks, then))
             return True

@@ -42,6 +42,7 @@ from miniray.runtime import (
     effects,
     frames,
     local_objects,
+    past_session,
     streams,
     tasklog,
     values,
@@ -200,6 +201,7 @@ class CoreWorker:
         self.raylet.close()
         self.control.join()
         with self.lock:
+            self.owner.directory.end()
             self.peers.close()
             self.connections.close()
         self.mailbox.close()
@@ -341,6 +343,8 @@ class CoreWorker:
 
     def store_packed(self, packed: Serialized) -> ObjectRef[Any]:
         """Own an already serialized value."""
+        if packed.refs:
+            past_session.refuse([ref.entry for ref in packed.refs], "Ray object")
         self._put_index = index = self._put_index + 1
         oid = ids.object_id(self._put_task, index)
         size = packed.nbytes
@@ -428,6 +432,7 @@ class CoreWorker:
         """Call `then` once the object is ready, outside all locks, on some thread of this process."""
         with self.lock:
             if not ref.entry.ready:
+                past_session.refuse([ref.entry])
                 self.owner.await_entry(ref.entry, Callback(self.callbacks, then))
                 self.drain()
                 return
