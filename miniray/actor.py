@@ -139,7 +139,7 @@ class ActorClass(Generic[T]):
             resources["CPU"] = options.UNIT if specified else 0
         if not specified:
             creation["CPU"] = options.UNIT  # to be placed; given back once it lives
-        options.check_fits(chosen, captured, resources, creation, metadata.class_name)
+        options.check_fits(chosen, captured, resources, creation, metadata.modified_class.__qualname__)
         lifetime = chosen.get("lifetime") or ("detached" if worker.job.actors_outlive else "")
         concurrency = chosen.get("max_concurrency")
         out_of_order = self._order(chosen.get("allow_out_of_order_execution"), concurrency)

@@ -43,6 +43,12 @@ KNOBS = {
         Knob("address", "", "cluster to join when init() gets none", ("RAY_ADDRESS",)),
         Knob("namespace", "", "namespace of named actors when init() gets none", ("RAY_NAMESPACE",)),
         Knob("runtime_env", "", "JSON of the job's runtime_env when init() gets none", ("RAY_RUNTIME_ENV",)),
+        Knob(
+            "runtime_env_hook",
+            "",
+            "module.function that is given every job's runtime_env, or None, and returns the one to take",
+            ("RAY_RUNTIME_ENV_HOOK",),
+        ),
         Knob("job_metadata", "", "JSON of metadata that is added to the job's"),
         Knob("tmpdir", "", "parent of session directories instead of /tmp", ("RAY_TMPDIR", "TMPDIR")),
         Knob("auth_token", "", "token of the cluster to join", ("RAY_AUTH_TOKEN",)),
@@ -99,6 +105,7 @@ KNOBS = {
             "worker_nice",
             5,
             "how much nicer than the daemons workers run, so heartbeats survive a full machine",
+            ("RAY_worker_niceness",),
         ),
         Knob("preload", "", "comma-separated modules that workers find imported already (torch, say)"),
         # -- scheduling
@@ -133,6 +140,12 @@ KNOBS = {
         Knob("chunk_bytes", 5 * MB, "piece of an object moved between nodes at once"),
         # -- what the user sees
         Knob("log_to_driver", True, "workers' output appears in the driver", ("RAY_LOG_TO_DRIVER",)),
+        Knob(
+            "logging_encoding",
+            "",
+            "TEXT or JSON: how a job's processes log when init() gets no logging_config",
+            ("RAY_LOGGING_CONFIG_ENCODING",),
+        ),
         Knob("dedup_logs", True, "equal lines of many workers appear once", ("RAY_DEDUP_LOGS",)),
         Knob("color_prefix", True, "each worker's prefix has a colour of its own", ("RAY_COLOR_PREFIX",)),
         Knob(
@@ -158,8 +171,8 @@ KNOBS = {
 }
 
 PRIVATE = (
-    "address", "auth_token", "auth_token_path", "job_metadata", "join", "tls_ca", "tls_cert", "tls_key",
-    "tmpdir",
+    "address", "auth_token", "auth_token_path", "job_metadata", "join", "logging_encoding",
+    "runtime_env_hook", "tls_ca", "tls_cert", "tls_key", "tmpdir",
 )  # fmt: skip
 """A process's own: these do not travel to the cluster."""
 

@@ -16,17 +16,20 @@ if TYPE_CHECKING:
 
 
 def describe(
-    namespace: str | None, runtime_env: Any, job_config: Any
+    namespace: str | None, runtime_env: Any, job_config: Any, may_hook: bool = True
 ) -> tuple[dict[str, Any], list[Package]]:
-    """What the cluster is told about this driver, and what it is to upload."""
+    """What the cluster is told about this driver, and what it is to upload.
+
+    `may_hook`: whoever runs this program may change its runtime_env (the knob `runtime_env_hook`).
+    """
     metadata = json.loads(config.get("job_metadata") or "{}")
     metadata.update(getattr(job_config, "metadata", None) or {})
     if job_config is not None:
         namespace = namespace or getattr(job_config, "ray_namespace", None)
         runtime_env = runtime_env or getattr(job_config, "runtime_env", None)
-    if runtime_env is None:
-        text = config.get("runtime_env")
-        runtime_env = json.loads(text) if text else None
+    runtime_env = _of_environment(runtime_env)
+    if may_hook:
+        runtime_env = _hooked(runtime_env)
     environment, packages = _environment(runtime_env)
     has_directory = bool(runtime_env and runtime_env.get("working_dir"))
     job = {
@@ -39,6 +42,36 @@ def describe(
         "actors_outlive": getattr(job_config, "default_actor_lifetime", "") == "detached",
     }
     return job, packages
+
+
+def logging_of(logging_config: Any) -> str:
+    """How the job's processes log, as JSON; "" where neither the program nor its environment says."""
+    encoding = config.get("logging_encoding")
+    if logging_config is None and encoding:
+        from miniray.logging_config import LoggingConfig
+
+        logging_config = LoggingConfig(encoding=encoding)
+    return "" if logging_config is None else str(logging_config.to_json())
+
+
+def _of_environment(runtime_env: Any) -> Any:
+    text = config.get("runtime_env") if runtime_env is None else ""
+    return json.loads(text) if text else runtime_env
+
+
+def _hooked(runtime_env: Any) -> Any:
+    """What the hook makes of a runtime_env. ValueError, naming the hook, when there is none of that name."""
+    name = config.get("runtime_env_hook")
+    if not name:
+        return runtime_env
+    import importlib
+
+    module, _, function = name.rpartition(".")
+    try:
+        hook = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"runtime_env_hook {name!r} is no module.function here: {error}") from error
+    return hook(runtime_env)
 
 
 def _environment(runtime_env: Any) -> tuple[str, list[Package]]:
@@ -79,11 +112,16 @@ def upload(worker: CoreWorker, packages: list[Package]) -> None:
     """Bring what the job's runtime_env names into the cluster. If that fails the driver has left it."""
     if not packages:
         return
+    import logging
+
     from miniray.runtime import uploads
 
+    logger = logging.getLogger("miniray")
     try:
         for package in packages:
+            logger.info("Pushing file package '%s' to the cluster...", package.uri)
             uploads.upload(worker, package.uri, package.write)
+            logger.info("Successfully pushed file package '%s'.", package.uri)
     except BaseException:
         worker.shutdown()
         raise

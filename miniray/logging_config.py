@@ -88,6 +88,10 @@ class _Formatter(logging.Formatter):
         return json.dumps({**fields, **where, "timestamp_ns": time.time_ns()}, default=str)
 
 
+_formatters: list[tuple[logging.Handler, logging.Formatter | None]] = []
+"""What the library's own handlers had before `install`."""
+
+
 def _where(worker: CoreWorker) -> dict[str, str]:
     found = {
         "job_id": worker.job_id.hex(),
@@ -104,7 +108,7 @@ def _where(worker: CoreWorker) -> dict[str, str]:
 
 
 def install(worker: CoreWorker, text: str) -> None:
-    """Set the root logger of this process up as its job says."""
+    """Set the root logger of this process up as its job says; what the library logs looks alike."""
     config = LoggingConfig(**json.loads(text))
     root = logging.getLogger()
     remove()
@@ -112,10 +116,16 @@ def install(worker: CoreWorker, text: str) -> None:
     handler.setFormatter(_Formatter(config, worker))
     root.addHandler(handler)
     root.setLevel(config.log_level)
+    for own in logging.getLogger("miniray").handlers:
+        _formatters.append((own, own.formatter))
+        own.setFormatter(handler.formatter)
 
 
 def remove() -> None:
-    """The session has ended: what `install` has put on the root logger goes."""
+    """The session has ended: what `install` has done goes."""
+    while _formatters:
+        own, formatter = _formatters.pop()
+        own.setFormatter(formatter)
     root = logging.getLogger()
     for handler in [one for one in root.handlers if isinstance(one, _Handler)]:
         root.removeHandler(handler)

@@ -26,6 +26,9 @@ UNIT = 10_000
 ACCELERATOR_TYPE_AMOUNT = 10
 """What a task takes of `accelerator_type:T`: 0.001, so that it only selects nodes."""
 
+WHOLE_DEVICES = frozenset({"GPU", "TPU", "HPU", "NPU", "neuron_cores"})
+"""Resources that are devices: a share of one can be taken, or several whole ones."""
+
 _NONE = type(None)
 
 
@@ -62,7 +65,7 @@ def _count(name: str, infinite: bool = True, default: int | None = None) -> Opti
 
 
 MAX_QUANTITY = (1 << 60) // UNIT
-MAX_RESOURCES = 1_000
+MAX_RESOURCES = 20_000
 """As `core.limits` has them, which is not loaded for this."""
 
 
@@ -75,11 +78,6 @@ def _quantity_error(name: str, quantity: float) -> str | None:
         return f"The quantity of resource {name} must be a number up to {MAX_QUANTITY}, not {quantity}"
     if isinstance(quantity, float) and quantity != 0.0 and int(quantity * UNIT) == 0:
         return f"The precision of the fractional quantity of resource {name} cannot go beyond 0.0001"
-    if name in ("num_gpus", "GPU") and quantity > 1 and quantity != int(quantity):
-        return (
-            f"{name} must be an integer or a fraction below 1: {quantity} GPUs cannot be taken "
-            "(only one GPU can be shared)"
-        )
     return None
 
 
@@ -317,7 +315,10 @@ def fixed(quantity: float) -> int:
 
 
 def resources_of(options: Mapping[str, Any]) -> dict[str, int]:
-    """The resources that options ask for, without defaults; zero amounts are kept for CPU only."""
+    """The resources that options ask for, without defaults; zero amounts are kept for CPU only.
+
+    ValueError for more than one device and a share of another.
+    """
     out: dict[str, int] = {}
     for option, resource in (("num_cpus", "CPU"), ("num_gpus", "GPU"), ("memory", "memory")):
         amount = options.get(option)
@@ -328,6 +329,12 @@ def resources_of(options: Mapping[str, Any]) -> dict[str, int]:
     accelerator = options.get("accelerator_type")
     if accelerator is not None:
         out[f"accelerator_type:{accelerator}"] = ACCELERATOR_TYPE_AMOUNT
+    for name in WHOLE_DEVICES & out.keys():
+        if out[name] > UNIT and out[name] % UNIT:
+            raise ValueError(
+                f"{name} must be an integer or a fraction below 1: {out[name] / UNIT:g} cannot be taken "
+                "(a task or actor shares one device or has several for itself)"
+            )
     return {name: amount for name, amount in out.items() if amount or name == "CPU"}
 
 

@@ -125,7 +125,7 @@ class RemoteFunction(Generic[R]):
             resources["CPU"] = options.UNIT
         backpressure = chosen.get("_generator_backpressure_num_objects")
         name = chosen.get("name") or self._function.__name__
-        options.check_fits(chosen, captured, resources, {}, name)
+        options.check_fits(chosen, captured, resources, {}, self._function.__qualname__)
         return TaskTemplate(
             function=self._function,
             name=name,

@@ -80,17 +80,19 @@ def init(
         logging_config: A `LoggingConfig` for this process and the job's workers.
         local_mode: Run tasks and actors in this process, at the call, for debugging.
         preload: Modules that workers find imported already.
-        kwargs: Ray's private options (`_system_config`, …) are accepted and without effect;
-            other names raise RuntimeError.
+        kwargs: Ray's private options (`_system_config`, …) are accepted and without effect, where
+            Ray would take them; other names raise RuntimeError.
 
     Raises:
         RuntimeError: There is a session already; the daemon did not start; unknown options.
         ConnectionError: Nothing runs at `address`, or it refused this driver.
-        ValueError: `address` together with resources, a bad namespace, ….
+        ValueError: `address` together with resources, a bad namespace, a relative `_temp_dir`, ….
     """
     unknown = [name for name in kwargs if not name.startswith("_") and name not in _ACCEPTED]
     if unknown:
         raise RuntimeError(f"Unknown keyword argument(s): {', '.join(unknown)}")
+    if kwargs.get("_temp_dir") and not os.path.isabs(kwargs["_temp_dir"]):
+        raise ValueError(f"_temp_dir must be an absolute path or None, got {kwargs['_temp_dir']!r}")
     offered = {
         "num_cpus": num_workers if num_cpus is None else num_cpus,
         "num_gpus": num_gpus,
@@ -110,24 +112,23 @@ def init(
             _configure_logging(logging_level, logging_format)
         if namespace is not None:
             api.check_namespace(namespace)
-        job, packages = driver_job.describe(namespace, runtime_env, job_config)
-        if logging_config is not None:
-            job["logging"] = logging_config.to_json()
-        _exit_on_sigterm()
         given = [name for name, value in offered.items() if value is not None]
         where = addresses.resolve(address, given)
+        if where is not None and kwargs.get("_system_config"):
+            raise ValueError(
+                f"When connecting to an existing cluster ({where}), _system_config must not be provided."
+            )
+        may_hook = not kwargs.get("_skip_env_hook") and not addresses.is_outside(where)
+        job, packages = driver_job.describe(namespace, runtime_env, job_config, may_hook)
+        job["logging"] = driver_job.logging_of(logging_config)
+        _exit_on_sigterm()
         node = (
             _start(launch, offered, kwargs, preload) if where is None
             else _join_from_outside(where) if addresses.is_outside(where)
             else addresses.find(where, given)
         )  # fmt: skip
         log = config.get("log_to_driver") if log_to_driver is None else log_to_driver
-        context = _connect(node, {**job, "local_mode": local_mode}, packages, log)
-        if logging_config is not None:
-            from miniray.logging_config import install
-
-            install(api.connected_worker(), logging_config.to_json())
-        return context
+        return _connect(node, {**job, "local_mode": local_mode}, packages, log)
 
 
 _ACCEPTED = frozenset({"object_spilling_directory", "dashboard_agent_listen_port", "storage"})
@@ -184,6 +185,7 @@ def _start(
     """Start a local session for this process."""
     global _daemon, _daemon_owner
     from miniray import config
+    from miniray.runtime import sessions
     from miniray.runtime.daemon import NodeOptions
 
     for name in ("num_cpus", "num_gpus"):
@@ -198,6 +200,7 @@ def _start(
         labels=dict(offered["labels"] or {}),
         object_store_memory=_store_bytes(offered["object_store_memory"]),
         node_name=private.get("_node_name") or "",
+        session_dir=sessions.create(private["_temp_dir"]) if private.get("_temp_dir") else "",
         is_head=True,
         spill_dir=private.get("object_spilling_directory") or "",
         preload=[*modules, *preload],
@@ -253,11 +256,17 @@ def _connect(
     from miniray.runtime import worker as library
     from miniray.session_context import RayContext, address_info
 
+    if node is not _daemon:
+        _logger().info("Connecting to existing Ray cluster at address: %s...", node.address or node.directory)
     token = node.token() if callable(node.token) else node.token
     try:
         worker = driver.connect_driver(
             socket_path=node.socket, token=token, log_to_driver=log_to_driver, **job
         )
+        if job["logging"]:
+            from miniray import logging_config
+
+            logging_config.install(worker, job["logging"])
         driver_job.upload(worker, packages)
     except BaseException:
         _end_daemon()
@@ -267,10 +276,18 @@ def _connect(
     _context = RayContext(address_info(worker, address))
     if node is _daemon and not worker.node_info.takes_no_work:
         cpus = worker.node_info.total.amounts["CPU"] / options.UNIT
-        _logger().info("Started a local session with %g CPUs (%s).", cpus, address)
+        _logger().info("Started a local Ray instance. It has %g CPUs (%s).", cpus, address)
     else:
-        _logger().info("Connected to the cluster at %s.", address)
+        _logger().info("Connected to Ray cluster. %s", _view_of(address))
     return _context
+
+
+def _view_of(address: str) -> str:
+    """Where the cluster's pages are, if its head on this machine shows them."""
+    from miniray.runtime import sessions
+
+    head = sessions.find(address, kind="head")
+    return f"View the dashboard at {head.http}" if head is not None and head.http else ""
 
 
 def shutdown(_exiting_interpreter: bool = False) -> None:

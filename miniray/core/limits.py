@@ -22,7 +22,7 @@ MAX_NAME = 64 << 10
 MAX_TEXT = 4 << 20
 """Characters of any other text: a runtime_env, a sentence with its reasons."""
 MAX_KEY_BYTES = 64 << 10
-MAX_RESOURCES = 1_000
+MAX_RESOURCES = 20_000
 MAX_AMOUNT = 1 << 60
 """In units of 1/10,000: as bytes of memory 115 TB."""
 MAX_ITEMS = 100_000

@@ -6,6 +6,7 @@ read. Linux only. Limits: a process that the user moved to another pid namespace
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -31,6 +32,12 @@ def become_subreaper() -> None:
     from miniray import _native
 
     _native.set_subreaper()
+
+
+def be_ended_first() -> None:
+    """When memory runs out the kernel takes this process and what it starts, before daemons and others."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
 
 
 def name_process(title: str) -> None:

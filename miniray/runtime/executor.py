@@ -57,6 +57,7 @@ from miniray.runtime.task_context import (
     Function,
     TaskContext,
     TaskHost,
+    imported,
 )
 from miniray.runtime.waiting import Waiter
 from miniray.runtime.worker import INLINE_LIMIT, CoreWorker
@@ -563,7 +564,7 @@ class Executor(TaskHost):
             if self._broken is not None:
                 raise self._broken
             size = int.from_bytes(spec.creation_task[:4], "little")
-            cls = values.deserialize_function(spec.creation_task[4 : 4 + size])
+            cls = imported(spec.creation_task[4 : 4 + size], f"The actor with name {spec.class_name}")
             push = spec.creation_task[4 + size :]
             _, flags, _, _, _, _, context.task_id = frames.PUSH_HEADER.unpack_from(push)
             owner = self.worker.peers.of((spec.owner.node_id, spec.owner.worker_id))

@@ -55,9 +55,14 @@ def root() -> str:
     return str(config.get("tmpdir") or "/tmp")
 
 
-def create() -> str:
-    """A new, empty session directory that only this user can enter."""
-    directory = os.path.join(root(), f"{_prefix()}{os.urandom(4).hex()}")
+def create(parent: str = "") -> str:
+    """A new, empty session directory that only this user can enter; below `parent` instead of `root()`.
+
+    Where there is no such parent it is made, for this user alone.
+    """
+    parent = parent or root()
+    os.makedirs(parent, mode=0o700, exist_ok=True)
+    directory = os.path.join(parent, f"{_prefix()}{os.urandom(4).hex()}")
     os.mkdir(directory, mode=0o700)
     return directory
 

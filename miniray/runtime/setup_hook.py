@@ -29,7 +29,7 @@ def run(worker: CoreWorker, hook: str) -> RuntimeEnvSetupError | None:
         _load(worker, hook)()
     except Exception:
         return RuntimeEnvSetupError(
-            f"Failed to execute the setup hook method {hook!r}.\n{traceback.format_exc()}"
+            f"Failed to execute the setup hook method. It is {hook!r}.\n{traceback.format_exc()}"
         )
     return None
 

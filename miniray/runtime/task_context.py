@@ -162,7 +162,7 @@ class Function:
         if body:
             known = cache.get(body)
             if known is None:
-                known = cache[body] = values.deserialize_function(body)
+                known = cache[body] = imported(body, "The remote function")
             self.call: Any = known
         else:
             self.call = bound_method(instance, self.name)
@@ -174,6 +174,17 @@ class Function:
         if not (inspect.iscoroutinefunction(self.call) or inspect.isasyncgenfunction(self.call)):
             qualified = qualified.rpartition("<locals>.")[2]
         return f"{getattr(self.call, '__module__', '')}.{qualified}"
+
+
+def imported(definition: bytes, what: str) -> Any:
+    """The function or class in a pickled definition. RuntimeError with the cause if that cannot be loaded."""
+    try:
+        return values.deserialize_function(definition)
+    except Exception as error:
+        raise RuntimeError(
+            f"{what} failed to import on the worker: {type(error).__name__}: {error}. Modules that it needs "
+            f"must be where this worker finds them (a runtime_env can bring them): {sys.path}"
+        ) from error
 
 
 def bound_method(instance: Any, name: str) -> Any:

@@ -219,6 +219,7 @@ class Zygote:
             os.setsid()
             redirect_output(spec["stdout_path"], spec["stderr_path"])
             os.nice(spec.get("nice", WORKER_NICE))
+            agent.be_ended_first()
             if "setup" in spec:
                 from miniray.runtime import environment_setup
 

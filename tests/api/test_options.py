@@ -41,7 +41,6 @@ class A:
     [
         ({"no_such": 1}, ValueError, "Invalid option keyword no_such for remote functions"),
         ({"num_cpus": -1}, ValueError, "cannot be negative"),
-        ({"num_gpus": 1.5}, ValueError, "num_gpus"),
         ({"num_gpus": 0.00000001}, ValueError, "cannot go beyond 0.0001"),
         ({"resources": {"CPU": 1}}, ValueError, "Use the 'num_cpus' and 'num_gpus' keyword"),
         ({"resources": [1]}, TypeError, "The type of keyword 'resources'"),
@@ -142,6 +141,13 @@ def test_resources():
         "x": 20_000,
         "accelerator_type:A100": 10,
     }
+
+
+@pytest.mark.parametrize("chosen", [{"num_gpus": 1.5}, {"resources": {"TPU": 2.5}}])
+def test_devices_are_shared_or_taken_whole(chosen):
+    options.validate_task(chosen, in_options=False)    # it is the call that asks for them
+    with pytest.raises(ValueError, match="an integer or a fraction below 1"):
+        options.resources_of(chosen)
 
 
 def test_default_strategy_is_none():

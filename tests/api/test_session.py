@@ -332,7 +332,8 @@ LOGGED = """
 def test_records_are_json_and_say_where_they_were_written():
     done = run_driver(LOGGED, "JSON")
     lines = [line[line.index("{") :] for line in done.stderr.splitlines() if "{" in line]
-    driver, task = (json.loads(line) for line in lines)
+    started, driver, task = (json.loads(line) for line in lines)
+    assert started["name"] == "miniray" and started["message"].startswith("Started a local Ray instance.")
     assert (driver["message"], driver["levelname"], driver["name"]) == ("of the driver 1", "INFO", "here")
     assert (task["message"], task["task_name"]) == ("of the task", "task")
     assert task["task_id"] == done.stdout.strip()
