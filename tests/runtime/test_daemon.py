@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -253,7 +254,10 @@ def test_a_daemon_inherits_no_descriptor_of_its_driver() -> None:
     read, write = os.pipe()
     os.set_inheritable(write, True)
     session = start()
-    held = {os.readlink(path) for path in Path(f"/proc/{session.pid}/fd").iterdir()}
+    held = set()
+    for path in Path(f"/proc/{session.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed while we looked
+            held.add(os.readlink(path))
     session.end()
     assert os.readlink(f"/proc/self/fd/{write}") not in held
     os.close(read)

@@ -33,7 +33,10 @@ def test_references_in_cycles_of_garbage_are_found_when_the_store_fills() -> Non
                 loop.append(loop)
 
         knot = Knot.remote()
-        for _ in range(8):
+        for _ in range(6):
             ray.get(knot.tie.remote())
-        assert used() >= 75 * MB, "nothing else frees them"
-        eventually(lambda: used() <= before + MB, "the collector has found the cycles", 30)
+        assert used() >= before + 60 * MB, "nothing else frees them"
+        for _ in range(2):
+            ray.get(knot.tie.remote())
+        # What is tied while the collector runs may wait until the store fills again.
+        eventually(lambda: used() <= before + 21 * MB, "the collector has found the cycles", 30)
