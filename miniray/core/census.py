@@ -142,10 +142,11 @@ class NodeCensus:
     def _ended(self, now: float) -> list[gcs.WorkerRow]:
         return [
             gcs.WorkerRow(
-                address=failed.address, pid=failed.failure.pid, is_driver=failed.is_driver,
-                job_id=failed.job_id, ended_ago_s=now - at, end=failed.failure, intended=failed.intended,
+                address=end.failed.address, pid=end.failed.failure.pid, is_driver=end.failed.is_driver,
+                job_id=end.failed.job_id, started_ago_s=now - end.started_at, ended_ago_s=now - end.at,
+                end=end.failed.failure, intended=end.failed.intended, ended_by=end.ended_by,
             )
-            for at, failed in self._node.residents.ended
+            for end in self._node.residents.ended
         ]  # fmt: skip
 
 

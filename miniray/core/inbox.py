@@ -109,6 +109,7 @@ class Inbox:
     def _on_exiting(self, now: float, worker: Worker, message: worker_pb2.Exiting) -> None:
         worker.intended = message.intended
         worker.reason = message.reason
+        worker.ended_by = message.ended_by
         if worker.state == DRIVER:  # its connection may live on in a forked child
             self.node.out.append(DropClient(worker.worker_id))
 

@@ -330,9 +330,10 @@ class Node:
         self.memory.objects_freed(now, object_ids)
 
     def kill(self, now: float, message: worker_pb2.KillRequest) -> None:
-        """End a worker of this node; drivers are not ours to end."""
+        """A task's owner cancels it by force: end its worker here; drivers are not ours to end."""
         victim = self.pool.workers.get(message.worker.worker_id)
         if victim is not None and victim.state != DRIVER:
+            victim.ended_by = common.BY_USER
             self.hosting.end_worker(now, victim, message.reason, message.graceful)
 
     def tell_head(self, **body: Any) -> None:

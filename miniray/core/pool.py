@@ -79,6 +79,7 @@ class Worker:
     """Its end was asked for: not a crash."""
     reason: str = ""
     """Why its end was asked for."""
+    ended_by: common.EndedBy = common.BY_NOBODY
     kill_at: float | None = None
     current_task: str = ""
     out_of_memory: bool = False
@@ -213,7 +214,7 @@ class Pool:
     def _ask_to_leave(self, worker: Worker) -> None:
         self._forget_idle(worker)
         worker.state = ASKED
-        message = worker_pb2.Exit(graceful=True, reason="idle", if_unneeded=True)
+        message = worker_pb2.Exit(graceful=True, reason="it was idle", if_unneeded=True)
         self.out.append(to_client(worker.worker_id, exit=message))
 
     def leave_refused(self, now: float, worker: Worker) -> int:

@@ -13,7 +13,7 @@ Pure; part of `core.node.Node`.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from miniray._proto import common_pb2 as common
 from miniray._proto import gcs_pb2, worker_pb2
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 ENDED_KEPT = 512
 
 
+class Ended(NamedTuple):
+    """The end of a worker or driver that was reported to the GCS."""
+
+    at: float
+    started_at: float
+    ended_by: common.EndedBy
+    failed: gcs_pb2.WorkerFailed
+
+
 class Residents:
     """See the module head."""
 
@@ -37,12 +46,12 @@ class Residents:
         """Grants that have a worker but whose job nobody has told us about yet."""
         self.lingering: dict[bytes, None] = {}
         """Jobs that have ended, with detached actors that live on here."""
-        self.ended: deque[tuple[float, gcs_pb2.WorkerFailed]] = deque(maxlen=ENDED_KEPT)
+        self.ended: deque[Ended] = deque(maxlen=ENDED_KEPT)
         """The last ends that were reported: a GCS that starts afresh may not know of them."""
 
     def ended_since(self, since: float) -> list[gcs_pb2.WorkerFailed]:
         """Ends of workers that were reported after the given time."""
-        return [failed for at, failed in self.ended if at >= since]
+        return [end.failed for end in self.ended if end.at >= since]
 
     def registered(self, now: float, worker_id: bytes, pid: int, client_slot: int,
                    register: worker_pb2.Register) -> None:
@@ -129,7 +138,7 @@ class Residents:
             failed = gcs_pb2.WorkerFailed(
                 address=address, job_id=worker.job_id, actor_id=actor_id, failure=failure,
                 is_driver=is_driver, intended=worker.intended)
-            self.ended.append((now, failed))
+            self.ended.append(Ended(now, worker.registered_at, worker.ended_by, failed))
             self.node.tell_head(worker_failed=failed)
         if actor_id and worker.job_id in self.lingering:
             self.job_ended(now, worker.job_id)

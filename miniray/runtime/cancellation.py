@@ -47,7 +47,7 @@ def give_up(worker: CoreWorker, record: TaskRecord, force: bool, recursive: bool
         peer = worker.peers.connected(record.remote.address)
         peer.channel.send(frames.pack_cancel(record.call, force, recursive))
         if force:   # its children end with their owner
-            worker.actors.kill_worker(record.remote.address, "cancelled by the task's owner")
+            worker.actors.kill_worker(record.remote.address, "`ray.cancel(force=True)` by the task's owner")
     worker.drain()
 
 

@@ -276,7 +276,8 @@ class Executor(TaskHost):
             exits = self._exit
             if exits is not None and not (exits.when_unneeded and self._needed()):
                 actor_exit.run_handlers(self.actor)
-                self.leave(exits.reason or "told to exit")
+                by_user = exits.reason == actor_exit.REASON
+                self.leave(exits.reason or "told to exit", pb.BY_USER if by_user else pb.BY_NOBODY)
             with worker.lock:
                 if queue or self._start is not None or self._exit is not exits:
                     continue
@@ -600,7 +601,7 @@ class Executor(TaskHost):
         if failure is not None:
             if failure.kind == pb.ACTOR_DIED:
                 actor_exit.run_handlers(None)
-            self.leave("the actor's constructor failed")
+            self.leave(failure.message, pb.BY_USER_ERROR if failure.kind == pb.USER_ERROR else pb.BY_USER)
 
     def _concurrent_calls(self, spec: pb.ActorSpec) -> Any:
         """What runs the calls of an actor that takes several at once; None for all others."""
@@ -628,11 +629,13 @@ class Executor(TaskHost):
             sys.stderr.flush()
         with self.worker.lock:
             self.worker.log.flush()
-        reason = f"user code called sys.exit({str(error.code)[:200]})"
-        self.worker.raylet.send(wire.ToRaylet(exiting=wire.Exiting(reason=reason)))
-        os._exit(error.code if isinstance(error.code, int) else int(error.code is not None))
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        reason = f"user code called sys.exit({str(error.code)[:200]}), exit code {code}"
+        exiting = wire.Exiting(reason=reason, ended_by=pb.BY_NOBODY if code else pb.BY_USER)
+        self.worker.raylet.send(wire.ToRaylet(exiting=exiting))
+        os._exit(code)
 
-    def leave(self, reason: str) -> None:
+    def leave(self, reason: str, ended_by: pb.EndedBy = pb.BY_NOBODY) -> None:
         """End this process on purpose."""
         try:
             self.worker.say_last_words()
@@ -640,6 +643,7 @@ class Executor(TaskHost):
             sys.stderr.flush()
             with self.worker.lock:
                 self.worker.log.flush()
-            self.worker.raylet.send(wire.ToRaylet(exiting=wire.Exiting(reason=reason, intended=True)))
+            exiting = wire.Exiting(reason=reason, intended=True, ended_by=ended_by)
+            self.worker.raylet.send(wire.ToRaylet(exiting=exiting))
         finally:
             os._exit(0)

@@ -194,7 +194,7 @@ class CoreWorker:
         output = self.output
         if output is not None and (output.far or self.peers.cross_nodes()):
             output.await_late_lines()
-        self.raylet.send(wire.ToRaylet(exiting=wire.Exiting(reason="shutdown", intended=True)))
+        self.raylet.send(wire.ToRaylet(exiting=wire.Exiting(reason="ray.shutdown()", intended=True)))
         if output is not None:
             self.control.await_goodbye()
         self.pump.stop(exiting)

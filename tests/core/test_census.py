@@ -99,6 +99,8 @@ def test_a_raylet_answers_for_workers_that_end_instead() -> None:
 def test_a_raylet_lists_its_workers_and_those_that_ended() -> None:
     rig = Rig()
     first, second = rig.driver(), rig.driver()
+    rig.now += 3.0
+    rig.say(first, exiting=worker_pb2.Exiting(reason="bye", intended=True, ended_by=pb.BY_USER))
     rig.exit(first)
     rig.now += 2.0
     rig.head(census=gcs.CensusQuery(ticket=b"t1", kind=gcs.CensusQuery.WORKERS))
@@ -107,6 +109,7 @@ def test_a_raylet_lists_its_workers_and_those_that_ended() -> None:
     assert (living.address.worker_id, living.is_alive, living.is_driver) == (second, True, True)
     assert living.started_ago_s >= 2.0
     assert (dead.address.worker_id, dead.is_alive, dead.ended_ago_s) == (first, False, 2.0)
+    assert (dead.started_ago_s, dead.ended_by, dead.intended) == (5.0, pb.BY_USER, True)
 
 
 def test_an_owner_tells_what_its_tasks_wait_for() -> None:
@@ -152,4 +155,6 @@ def test_a_failure_says_how_a_worker_ended() -> None:
     assert ended(pb.WORKER_DIED) == "SYSTEM_ERROR"
     assert ended(pb.OUT_OF_MEMORY) == "NODE_OUT_OF_MEMORY"
     assert ended(pb.WORKER_DIED, intended=True) == "INTENDED_SYSTEM_EXIT"
+    assert ended(pb.WORKER_DIED, intended=True, ended_by=pb.BY_USER) == "INTENDED_USER_EXIT"
+    assert ended(pb.WORKER_DIED, intended=True, ended_by=pb.BY_USER_ERROR) == "USER_ERROR"
     assert ended(pb.WORKER_DIED, intended=True, is_driver=True) == "INTENDED_USER_EXIT"

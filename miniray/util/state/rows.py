@@ -85,7 +85,7 @@ def worker(row: gcs.WorkerRow, addresses: dict[bytes, str]) -> WorkerState:
         ip=addresses.get(row.address.node_id, ""),
         pid=row.pid,
         job_id=row.job_id.hex() or None,
-        exit_detail=None if row.is_alive else (row.end.message or row.end.exit_detail),
+        exit_detail=None if row.is_alive else _exit_detail(row),
         start_time_ms=_before_now(row.started_ago_s),
         end_time_ms=_before_now(row.ended_ago_s) or 0,
     )
@@ -97,11 +97,21 @@ def exit_type(row: gcs.WorkerRow) -> str:
 
     if row.end.kind == pb.OUT_OF_MEMORY:
         return "NODE_OUT_OF_MEMORY"
-    if row.end.kind == pb.USER_ERROR:
+    if row.end.kind == pb.USER_ERROR or row.ended_by == pb.BY_USER_ERROR:
         return "USER_ERROR"
+    if row.ended_by == pb.BY_USER:
+        return "INTENDED_USER_EXIT"
     if not row.intended:
         return "SYSTEM_ERROR"
     return "INTENDED_USER_EXIT" if row.is_driver else "INTENDED_SYSTEM_EXIT"
+
+
+def _exit_detail(row: gcs.WorkerRow) -> str:
+    """Why a worker has ended; of a SIGKILL that is nobody's here, also who may have sent it."""
+    text = row.end.message or row.end.exit_detail
+    if exit_type(row) == "SYSTEM_ERROR" and row.end.exit_detail == "signal SIGKILL":
+        text += " (the kernel's OOM killer, when the machine's memory ran out, or somebody's `kill -9`)"
+    return text
 
 
 def object_(row: gcs.ObjectRow, addresses: dict[bytes, str]) -> ObjectState:
