@@ -6,6 +6,7 @@ from typing import Any
 
 from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
+from miniray._proto import worker_pb2
 from miniray.core import ids, inventory
 from miniray.core.census import KEPT, merged
 from miniray.core.contract import HEAD
