@@ -8,7 +8,8 @@
             └── dispatch                                end of either ◀──┘
 
 Queues are served in the order of `core.shares`, which also says when a lease is asked back. A
-queue whose head has waited `STARVE_S` keeps later queues from taking what it waits for.
+queue whose head has waited `STARVE_S` keeps later queues from taking what it waits for, and so
+does for `ACTOR_HOLDS_S` an actor that was refused: the GCS will ask for it again.
 
 A *grant* is a lease or an actor's place (`core.hosting`): resources first, then a worker.
 A blocked task's worker lends its CPUs; they are taken back when it wakes, overdrawing if need be.
@@ -31,11 +32,13 @@ from miniray.core.lease_queue import LeaseQueue, Request, RequestKey
 from miniray.core.node_effects import slots_of, to_client
 from miniray.core.pool import ACTORS, BUSY, GPU_TASKS, TASKS, Key, Pool, Worker, start_refusal
 from miniray.core.relay import Relay
-from miniray.core.resources import Allocation, NodeResources
+from miniray.core.resources import Allocation, NodeResources, Resources
 from miniray.core.shares import BALANCE_EVERY_S, Shares
 
 STARVE_S = 5.0
 REASON_EVERY_S = 0.5
+ACTOR_HOLDS_S = 3.0
+"""Some heartbeats long. Else, where every task waits for an actor, each CPU lent goes to the next task."""
 
 
 @dataclass(slots=True)
@@ -89,6 +92,8 @@ class Leases:
     starting_at: float | None = None
     """When the holders of leases that wait for a process are told so."""
     balance_at: float | None = None
+    refused: dict[bytes, tuple[Resources, float]] = field(default_factory=dict)
+    """Actor id -> what it found taken here, and until when that is held back for it."""
 
     # ---- requests ----
 
@@ -118,7 +123,7 @@ class Leases:
         progress = bool(queues) and not self.draining
         while progress:
             progress = False
-            reserved: dict[str, None] = {}
+            reserved = self._held_back(now)
             for queue in self.shares.ordered(list(queues.values()), self.grants):
                 head = next(iter(queue.requests.values()))
                 if not queue.allowed_here or any(name in reserved for name in head.demand):
@@ -134,6 +139,23 @@ class Leases:
         if queues and self.reasons_at is None:
             self.reasons_at = now + REASON_EVERY_S
             self.balance_at = now + BALANCE_EVERY_S
+
+    def acquire_for_actor(
+        self, now: float, actor_id: bytes, demand: Resources
+    ) -> Allocation | None:
+        """What an actor needs; if that is not free now, it is held back for it for a while."""
+        allocation = self.resources.acquire(demand)
+        if allocation is not None:
+            self.refused.pop(actor_id, None)
+        elif resources.fits(demand, self.resources.total):
+            self.refused[actor_id] = (demand, now + ACTOR_HOLDS_S)
+        return allocation
+
+    def _held_back(self, now: float) -> dict[str, None]:
+        """Names of the resources that refused actors shall have first."""
+        for actor_id in [a for a, (_, until) in self.refused.items() if until <= now]:
+            del self.refused[actor_id]
+        return {name: None for demand, _ in self.refused.values() for name in demand}
 
     def _grant(self, now: float, request: Request, allocation: Allocation) -> None:
         message = request.message

@@ -10,6 +10,7 @@ from rig import JOB, NODE, PEER, UNIT, Rig, node_info, resource_map, scheduling_
 from miniray._proto import common_pb2 as common
 from miniray._proto import gcs_pb2, raylet_pb2, worker_pb2
 from miniray.core.contract import HEAD
+from miniray.core.leases import ACTOR_HOLDS_S
 from miniray.core.memory import GARBAGE_EVERY_S
 from miniray.core.node_effects import (
     CloseFd,
@@ -75,6 +76,37 @@ def test_a_full_node_refuses_an_actor_at_once() -> None:
     create(rig)
     (created,) = rig.to(HEAD, "actor_created")
     assert created.failure.kind == common.UNAVAILABLE
+
+
+def refused_actor_beside_a_waiting_task() -> tuple[Rig, bytes, Any]:
+    """One CPU: a task has it, a second task waits, and so does an actor. Then the first one lends it."""
+    rig = Rig(CPU=1)
+    driver = rig.driver()
+    rig.boot_all()
+    rig.ask(driver)
+    (first,) = rig.grants(driver)
+    rig.ask(driver)
+    create(rig)
+    assert rig.to(HEAD, "actor_created")[0].failure.kind == common.UNAVAILABLE
+    rig.say(first.worker.worker_id, blocked=worker_pb2.WorkerBlocked(blocked=True))
+    rig.boot_all()
+    return rig, driver, first
+
+
+def test_a_cpu_that_is_lent_goes_to_the_refused_actor_before_further_tasks() -> None:
+    rig, driver, _ = refused_actor_beside_a_waiting_task()
+    assert not rig.grants(driver) and cpu_free(rig) == 1, "the tasks may all be waiting for the actor"
+    ready_actor(rig)
+    rig.boot_all()
+    assert rig.grants(driver), "its constructor has run, and it needs no CPU any more"
+    assert not rig.node.leases.refused
+
+
+def test_a_refused_actor_that_does_not_come_again_holds_up_tasks_for_a_short_time_only() -> None:
+    rig, driver, _ = refused_actor_beside_a_waiting_task()
+    rig.advance(ACTOR_HOLDS_S + 1)
+    rig.boot_all()
+    assert rig.grants(driver) and not rig.node.leases.refused
 
 
 def test_a_repeated_create_is_answered_again_and_makes_nothing_new() -> None:
