@@ -48,6 +48,10 @@ ELSEWHERE = """## What is not here
   driver had added to `sys.path`. Ray leaves that out.
 - **Dead nodes** are noticed within 2 s when their connection is refused and 10 s when they fall silent; Ray
   takes longer with its defaults.
+- **Memory beyond the store**: where all of a store is being read, or an object is larger than it, Ray maps
+  files instead. Here `put` waits for room and is then ObjectStoreFullError, which names who reads how much.
+  A store is one segment that everybody maps once, so that `get` is a look into one table; pages are taken
+  when they are first used, so an ample `object_store_memory` is the way out, and costs nothing before that.
 - **Ports**: a local session listens on none.
 """
 
