@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from miniray.runtime.worker import CoreWorker
 
 R = TypeVar("R")
+W = TypeVar("W")
 
 _library: Any = None
 """`miniray.runtime.worker`, once something is connected."""
@@ -133,12 +134,12 @@ def put(value: R, *, _owner: ActorHandle[Any] | None = None, _tensor_transport: 
 
 
 def wait(
-    ray_waitables: list[Any],
+    ray_waitables: list[W],
     *,
     num_returns: int = 1,
     timeout: float | None = None,
     fetch_local: bool = True,
-) -> tuple[list[Any], list[Any]]:
+) -> tuple[list[W], list[W]]:
     """Split references (and generators) into those that are ready and the rest, in input order.
 
     Returns as soon as `num_returns` are ready, or after `timeout` seconds, with at most
@@ -158,27 +159,28 @@ def wait(
         )
     if timeout is not None and timeout < 0:
         raise ValueError(f"The 'timeout' argument must be nonnegative. Received {timeout}")
-    distinct = _native.check_refs(ray_waitables, ObjectRef)
-    generators = distinct is None and _has_generators(ray_waitables)
-    if not ray_waitables:
+    refs: list[Any] = ray_waitables
+    distinct = _native.check_refs(refs, ObjectRef)
+    generators = distinct is None and _has_generators(refs)
+    if not refs:
         return [], []
     if distinct is None:
-        distinct = len(set(ray_waitables)) == len(ray_waitables)
+        distinct = len(set(refs)) == len(refs)
         if not generators:
-            ray_waitables = [_adopt(worker, ref) for ref in ray_waitables]
+            refs = [_adopt(worker, ref) for ref in refs]
     if not distinct:
         raise ValueError("Wait requires a list of unique ray_waitables.")
     if num_returns <= 0:
         raise ValueError(f"Invalid number of objects to return {num_returns}.")
-    if num_returns > len(ray_waitables):
+    if num_returns > len(refs):
         raise ValueError(
             "num_returns cannot be greater than the number of ray_waitables provided to ray.wait."
         )
     if generators:
         from miniray import waitables
 
-        return waitables.wait_mixed(worker, ray_waitables, num_returns, timeout)
-    return worker.wait(ray_waitables, num_returns, timeout, fetch_local)
+        return waitables.wait_mixed(worker, refs, num_returns, timeout)
+    return worker.wait(refs, num_returns, timeout, fetch_local)  # type: ignore[return-value]  # those given
 
 
 def _has_generators(waitables: list[Any]) -> bool:

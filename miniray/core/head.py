@@ -232,7 +232,7 @@ class Head:
         self.questions.found(member.info.node_id, message)
 
     def _on_leaving(self, now: float, member: Member, message: gcs.NodeLeaving) -> None:
-        self._node_died(now, member.info.node_id, message.reason or "it was drained", left=True)
+        self._node_died(now, member.info.node_id, message.reason or "it was drained", left=not message.abrupt)
 
     def _node_died(self, now: float, node_id: bytes, reason: str, *, left: bool = False) -> None:
         """Everything that was on the node is lost, or moves."""

@@ -158,13 +158,19 @@ class Node:
         self._heartbeat(now)
         self.leave_if_empty(now)
 
+    def end_requested(self, now: float, reason: str, drained: bool = False) -> None:
+        """Leave at once, whatever runs; the GCS need not find out by itself."""
+        if not self.leaving:
+            self.leaving = True
+            running = bool(self.leases.grants)
+            self.tell_head(leaving=gcs_pb2.NodeLeaving(reason=reason, abrupt=running and not drained))
+            self.out.append(StopNode(reason))
+
     def leave_if_empty(self, now: float) -> None:
         """A draining node leaves when nothing runs any more, or its time is up."""
         if self.drain_at is None or self.leaving or (self.leases.grants and now < self.drain_at):
             return
-        self.leaving = True
-        self.tell_head(leaving=gcs_pb2.NodeLeaving(reason=self.drain_reason))
-        self.out.append(StopNode(self.drain_reason))
+        self.end_requested(now, self.drain_reason, drained=True)
 
     # ---- clients come and go (see `core.residents`) ----
 

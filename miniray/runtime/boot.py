@@ -17,11 +17,18 @@ ROOM_FOR_TITLES = " " * 160
 """The last argument of a process whose forks write longer titles over its command line."""
 
 
+def interpreter() -> list[str]:
+    """This interpreter, as it was asked to look for modules: with its -I, -S and -s."""
+    asked = (("-I", sys.flags.isolated), ("-S", sys.flags.no_site), ("-s", sys.flags.no_user_site))
+    return [sys.executable, *(flag for flag, given in asked if given)]
+
+
 def enter_bare_package() -> None:
     """Make `miniray.…` importable without its `__init__`."""
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     parent = os.path.dirname(root)
-    sys.path[:] = [entry for entry in sys.path[1:] if entry]  # the first is this file's directory
+    own = os.path.dirname(os.path.abspath(__file__))    # -I and -P leave it out
+    sys.path[:] = [entry for entry in sys.path if entry and os.path.abspath(entry) != own]
     if parent not in sys.path:
         sys.path.insert(0, parent)
     package = ModuleType("miniray")

@@ -93,7 +93,7 @@ class Launch:
         actions: list[Any] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
         if self._output is not None:
             actions += [(os.POSIX_SPAWN_DUP2, self._output, number) for number in (1, 2)]
-        command = [sys.executable, boot.__file__, self._kind]
+        command = [*boot.interpreter(), boot.__file__, self._kind]
         for number, descriptor in enumerate((read_options, write_ready), theirs):
             actions.append((os.POSIX_SPAWN_DUP2, descriptor, number))
             command.append(str(number))

@@ -137,6 +137,8 @@ class NodeDaemon:
         """SIGTERM drains when something runs; the second one, or a local session's first, ends."""
         self._signals += 1
         if self._local or self._signals > 1:
+            self._raylet.node.end_requested(asyncio.get_running_loop().time(), "it was told to end")
+            self._raylet.turn()
             self._stop("it was told to end", False)
             return
         supervisor.stopping(f"drains what runs, for {config.get('drain_s'):.0f} s at most")

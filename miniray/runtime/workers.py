@@ -13,7 +13,6 @@ import os
 import shlex
 import signal
 import socket
-import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any
 
 from miniray.core import environments
 from miniray.core.environments import Result
-from miniray.runtime import agent
+from miniray.runtime import agent, boot
 from miniray.runtime.access import Access
 from miniray.runtime.zygote import PACKET_LIMIT
 
@@ -211,7 +210,7 @@ def interpreter_of(env: dict[str, Any], variables: dict[str, str], python: str =
     if python:
         return [python]
     if any(name.startswith(READ_AT_IMPORT) for name in variables):
-        return [sys.executable]
+        return boot.interpreter()
     return []
 
 

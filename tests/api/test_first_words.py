@@ -10,12 +10,12 @@ import pytest
 import miniray as ray
 
 
-def run(folder, code, **variables):
+def run(folder, code, *flags, **variables):
     script = folder / "script.py"
     script.write_text(textwrap.dedent(code))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
     return subprocess.run(
-        [sys.executable, str(script)],
+        [sys.executable, *flags, str(script)],
         env={**environment, **variables},
         capture_output=True,
         text=True,
@@ -126,3 +126,21 @@ def test_joining_a_cluster_is_announced_and_takes_no_system_config(ray_start_clu
     )  # fmt: skip
     assert f"Connecting to existing Ray cluster at address: {address}" in done.stderr
     assert "Connected to Ray cluster." in done.stderr
+
+
+def test_workers_look_for_modules_as_their_driver_was_told_to(tmp_path):
+    code = """
+        import sys
+        import miniray as ray
+
+        ray.init(num_cpus=1)
+
+        @ray.remote
+        def flags():
+            return sys.flags.no_site, sys.flags.no_user_site
+
+        fresh = flags.options(runtime_env={"env_vars": {"PYTHONHASHSEED": "1"}})
+        print(ray.get([flags.remote(), fresh.remote()]))
+    """
+    assert run(tmp_path, code, "-S").stdout.strip() == "[(1, 0), (1, 0)]"
+    assert run(tmp_path, code, "-s").stdout.strip() == "[(0, 1), (0, 1)]"

@@ -41,6 +41,7 @@ reveal_type(Actor.remote())                   # ActorHandle[
 reveal_type(ray.put(1.5))                     # ObjectRef[builtins.float]
 async def main() -> None:
     reveal_type(await g.remote())             # builtins.str
+reveal_type(ray.wait([g.remote()]))           # ObjectRef[builtins.str]
 f.remote("x")                                 # error: incompatible type "str"
 f.remote(1, "b", 2)                           # error: Too many arguments
 g.remote(1)                                   # error: Too many arguments

@@ -39,8 +39,8 @@ ELSEWHERE = """## What is not here
 
 - **Ray Client** (`ray://…`): no proxy; a driver outside the cluster gets a node of its own, which takes no
   work, behind the head's port. The address names that port, and the API is the whole one.
-- **`_system_config`** and other private options are accepted and have no effect: there are fewer knobs, and
-  they are in `miniray/config.py`.
+- **`_system_config`** and other private options but `_temp_dir` are accepted and have no effect: there are
+  fewer knobs, and they are in `miniray/config.py`.
 - **conda and containers** in runtime environments: refused by name. `pip`, `uv` and `py_executable` work.
 - **Attaching by accident**: `init(num_cpus=…)` without an address starts a session of its own, also where a
   cluster runs; Ray refuses. `init()` without any resources attaches, as in Ray.

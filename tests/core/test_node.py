@@ -697,6 +697,19 @@ def test_a_draining_node_leaves_when_its_work_is_done_or_its_time_is_up(busy: bo
     assert rig.to(HEAD, "leaving")[0].reason == "scale down" and len(rig.take(StopNode)) == 1
 
 
+def test_a_node_that_is_told_to_end_takes_leave_though_something_runs() -> None:
+    rig = Rig()
+    driver = rig.driver()
+    rig.boot_all()
+    rig.ask(driver)
+    rig.head(drain=gcs_pb2.DrainNode(deadline_s=30, reason="scale down"))
+    rig.node.end_requested(rig.now, "a second signal")
+    rig.node.end_requested(rig.now, "a third one")
+    rig.settle()
+    [leaving] = rig.to(HEAD, "leaving")
+    assert leaving.reason == "a second signal" and leaving.abrupt and len(rig.take(StopNode)) == 1
+
+
 def test_the_same_stimuli_give_the_same_effects() -> None:
     def run() -> list[str]:
         rig = Rig(seed=3, CPU=2)
