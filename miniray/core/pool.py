@@ -281,13 +281,14 @@ class Pool:
                 # Its exit arrives as worker_start_failed, which must still count: not `stopping`.
                 entry.deadline = now + REGISTER_WITHIN_S
                 self.out.append(StopWorker(startup_token=entry.token))
-        surplus = self._idle_count() - self.cpus
         for worker in list(self.workers.values()):
             if worker.kill_at is not None and worker.kill_at <= now:
                 worker.kill_at = None
                 self.out.append(StopWorker(worker_id=worker.worker_id, force=True))
-            elif surplus > 0 and worker.state == IDLE and worker.idle_since + IDLE_KEEP_S <= now:
-                surplus -= 1
+        surplus = self._idle_count() - self.cpus
+        if surplus > 0:
+            due = [w for w in self.workers.values() if w.state == IDLE and w.idle_since + IDLE_KEEP_S <= now]
+            for worker in sorted(due, key=lambda worker: worker.idle_since)[:surplus]:
                 self._ask_to_leave(worker)
 
     # ---- inside ----

@@ -129,6 +129,20 @@ def test_idle_workers_beyond_the_cores_end_after_a_second() -> None:
     bench.pool.check()
 
 
+def test_the_worker_that_has_been_idle_longest_ends_first() -> None:
+    bench = Bench(cpus=1)
+    for grant in (1, 2):
+        bench.pool.acquire(0.0, A, grant)
+    for start in bench.starts():
+        bench.register(start)
+    later, sooner = bench.pool.workers.values()
+    bench.pool.released(10.0, sooner)
+    bench.pool.released(10.5, later)
+    bench.pool.tick(20.0)
+    assert (sooner.state, later.state) == (ASKED, IDLE)
+    bench.pool.check()
+
+
 def test_a_worker_that_others_need_stays_and_is_asked_again_later() -> None:
     bench = Bench(cpus=1)
     for grant in (1, 2):
