@@ -91,11 +91,11 @@ class Some(Waiter):
         self.signal()
 
 
-def _start(worker: CoreWorker, refs: Refs, waiter: Waiter) -> None:
+def _start(worker: CoreWorker, refs: Refs, waiter: Waiter, what: str = "Ray objects") -> None:
     """Ask the owners of what is borrowed, all at once, and take a first look."""
     with worker.lock:
         unknown = _native.unknown(refs)
-        past_session.refuse(unknown)
+        past_session.refuse(unknown, what)
         for entry in unknown:
             worker.owner.ask(entry)
         waiter.notify(None)
@@ -166,7 +166,7 @@ class _Inquiry(threading.Thread):
 def await_some(worker: CoreWorker, refs: Refs, needed: int, timeout: float | None) -> None:
     """Until `needed` of `refs` have, or `timeout` seconds are over."""
     waiter = Some(worker.owner, refs, needed)
-    _start(worker, refs, waiter)
+    _start(worker, refs, waiter, "Ray object")
     if not wait_yielding(worker, waiter, None if timeout is None else time.monotonic() + timeout):
         with worker.lock:
             worker.owner.unwatch(waiter)
