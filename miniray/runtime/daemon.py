@@ -204,7 +204,7 @@ def _run(options: NodeOptions, local: bool) -> int:
         _redirect_output(os.path.join(directory, "logs", "daemon.log"))
     options.spill_dir = spill_directory(options, directory)
     directories = [directory] if "://" in options.spill_dir else [directory, options.spill_dir]
-    ours, zygote_pid = fork_zygote(directories, options.preload, options.ready_fd)
+    ours, zygote_pid = fork_zygote([directory, options.spill_dir], options.preload, options.ready_fd)
     trouble = ""
     code = 1
     try:
@@ -243,7 +243,9 @@ def spill_directory(options: NodeOptions, session_dir: str) -> str:
     chosen = options.spill_dir or config.get("spill_dir")
     if not chosen:
         return os.path.join(session_dir, "spill")
-    return chosen if "://" in chosen else os.path.join(chosen, os.path.basename(session_dir))
+    from miniray.runtime import spill_places
+
+    return spill_places.below(chosen, os.path.basename(session_dir))
 
 
 def fork_zygote(directories: list[str], preload: list[str], ready_fd: int) -> tuple[socket.socket, int]:

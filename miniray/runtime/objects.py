@@ -153,8 +153,9 @@ class Objects:
 
     def drop_spilled(self, effect: DropSpilled) -> None:
         """Forget spilled copies."""
-        for object_id in effect.object_ids:
-            self._files.forget(object_id)
+        unused = [last for object_id in effect.object_ids if (last := self._files.forget(object_id))]
+        if unused:
+            self._loop.run_in_executor(None, self._files.remove, unused)
 
     # ---- fetching ----
 

@@ -48,6 +48,8 @@ LATER = (
 """What tasks of most workers would import: imported here when nobody has asked for a worker lately."""
 LULL_MS = 100
 FIRST_FORK_WITHIN_MS = 1000
+URL_REMOVAL_S = 30
+"""What a raylet that was killed had spilled to some other file system is given up after so long."""
 WORKER_NICE = 5
 """Workers yield to the daemons, so that heartbeats survive a burst of new actors."""
 
@@ -55,7 +57,7 @@ WORKER_NICE = 5
 def run(sock: socket.socket, directories: list[str], preload: list[str]) -> NoReturn:
     """The zygote's life. Called in a fresh fork of the daemon; never returns.
 
-    `directories` (the session's, and where it spills to) go at the end.
+    `directories` (the session's, and where it spills to, perhaps a URL) go at the end.
     """
     code = 1
     try:
@@ -76,7 +78,12 @@ def end_everything(directories: list[str]) -> None:
     agent.end_below()
     kept_logs.keep_unsettled(directories[0])
     for directory in directories:
-        session_lock.remove(directory)
+        if "://" in directory:
+            from miniray.runtime import spill_places
+
+            spill_places.remove_within(directory, URL_REMOVAL_S)
+        else:
+            session_lock.remove(directory)
 
 
 class Zygote:

@@ -7,13 +7,17 @@ import contextlib
 import gc
 import os
 import random
+import re
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from miniray import _native
 from miniray._proto import common_pb2 as common
@@ -21,7 +25,7 @@ from miniray._proto import raylet_pb2
 from miniray.core.memory import Held
 from miniray.core.node import Node
 from miniray.core.node_effects import DropSpilled, RestoreObject, SpillObjects, StartFetch, StopFetch
-from miniray.runtime import bulk, objects
+from miniray.runtime import bulk, objects, spill_places
 from miniray.runtime.bulk import BulkReader, BulkServer
 from miniray.runtime.cluster_links import _fill
 from miniray.runtime.landing import Landing
@@ -122,14 +126,15 @@ async def wired(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 # ---- files ----
 
 
-@pytest.mark.parametrize("kind", ["directory", "url"])
-def test_files_keep_several_objects_and_go_with_the_last(tmp_path: Path, kind: str) -> None:
-    directory = str(tmp_path / "spill")
-    files = SpillFiles(directory if kind == "directory" else f"file://{directory}")
+@pytest.mark.parametrize("scheme", ["", "file://", "memory://"])
+def test_files_keep_several_objects_and_go_with_the_last(tmp_path: Path, scheme: str) -> None:
+    files = SpillFiles(f"{scheme}{tmp_path}/spill")
+    system = fsspec.filesystem("memory" if scheme.startswith("memory") else "file")
     data = {oid(n): os.urandom(n * 1000) for n in range(4)}
+    assert files.write([]) == {} and not system.exists(f"{tmp_path}/spill")
     for object_id, location in files.write(list(data.items())).items():
         files.remember(object_id, location)
-    (path,) = [found for found in (tmp_path / "spill").rglob("*") if found.is_file()]
+    (path,) = system.find(f"{tmp_path}/spill")
     for object_id, expected in data.items():
         location = files.location(object_id)
         assert location is not None
@@ -137,12 +142,103 @@ def test_files_keep_several_objects_and_go_with_the_last(tmp_path: Path, kind: s
         files.read_into(location, memoryview(target))
         assert bytes(target) == expected
         assert files.read_part(location, 10, 20) == expected[10:30]
-    for object_id in data:
-        assert path.exists()
-        files.forget(object_id)
-    assert not path.exists()
+    assert [files.forget(object_id) for object_id in list(data)[:3]] == [None] * 3
+    last = files.forget(oid(3))
+    assert last is not None and system.exists(path)
+    files.remove([last])
+    assert not system.exists(path)
+    files.remove([last])
+    files.write([(oid(5), b"data")])
     files.remove_all()
-    assert not path.parent.exists()
+    assert not system.exists(f"{tmp_path}/spill")
+    with pytest.raises(OSError, match="the node ends"):
+        files.write([(oid(6), b"data")])
+
+
+def test_each_raylet_has_a_place_of_its_own_below_what_was_chosen(tmp_path: Path) -> None:
+    assert spill_places.below(f"{tmp_path}/x", "own") == spill_places.below(f"file://{tmp_path}/x", "own")
+    assert spill_places.below("memory://", "own").startswith("memory://own-")
+    assert spill_places.below("s3://bucket/deep/", "own").startswith("s3://bucket/deep/own-")
+    assert spill_places.below("s3://bucket", "own") != spill_places.below("s3://bucket", "own")
+    with pytest.raises(OSError, match="nosuch://x: .*Protocol not known"):
+        SpillFiles("nosuch://x").write([(oid(1), b"data")])
+
+
+class Brittle(MemoryFileSystem):  # type: ignore[misc]
+    """Raises in the middle of a file, as file systems in the net do."""
+
+    protocol = "brittle"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    broken: ClassVar[set[str]] = set()
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        return BrittleFile(self, path, mode)
+
+    def rm_file(self, path: str) -> None:
+        if "rm" in self.broken:
+            raise KeyError(path)
+        super().rm_file(path)
+
+
+class BrittleFile(AbstractBufferedFile):  # type: ignore[misc]
+    def _initiate_upload(self) -> None:
+        self.fs.store[self.path] = MemoryFile(self.fs, self.path, b"")
+
+    def _upload_chunk(self, final: bool = False) -> bool:
+        if "write" in self.fs.broken and final:
+            raise ValueError("the connection ended")
+        self.fs.store[self.path].write(self.buffer.getvalue())
+        return True
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        if "read" in self.fs.broken:
+            raise ValueError("the connection ended")
+        return bytes(self.fs.store[self.path].getvalue()[start:end])
+
+
+@pytest.fixture
+def brittle() -> Iterator[set[str]]:
+    """What fails in the file system "brittle"."""
+    fsspec.register_implementation("brittle", Brittle)
+    yield Brittle.broken
+    Brittle.broken.clear()
+    Brittle.store.clear()
+
+
+async def test_a_file_system_that_fails_midway_leaves_the_store_as_it_was(
+    tmp_path: Path, brittle: set[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Place(tmp_path, b"a")
+    place.objects.close()
+    place.objects = Objects(place.store, place.node, "brittle://far/own", lambda: None)
+    place.put(1, os.urandom(12 * MIB))
+    content = place.read(oid(1))
+    brittle.add("write")
+    place.objects.spill(SpillObjects(1, [oid(1)]))
+    _, _, written, failure = await place.next()
+    assert not written and failure.kind == common.OUT_OF_DISK
+    assert re.search("brittle://far/own/1.spill: ValueError: the connection ended", failure.message)
+    assert place.read(oid(1)) == content and not Brittle.store
+    brittle.clear()
+    place.objects.spill(SpillObjects(2, [oid(1)]))
+    assert await place.next() == ("objects_spilled", 2, [oid(1)], None)
+    brittle.add("read")
+    place.objects.restore(RestoreObject(oid(1), 0))
+    _, _, failure = await place.next()
+    assert failure.kind == common.OBJECT_LOST and "2.spill: ValueError: the conn" in failure.message
+    assert place.store.stats()["used"] == 0, "nobody holds the half-read copy"
+    brittle.clear()
+    place.objects.restore(RestoreObject(oid(1), 0))
+    assert await place.next() == ("object_restored", oid(1), None)
+    assert place.read(oid(1)) == content
+    brittle.add("rm")
+    place.objects.drop_spilled(DropSpilled([oid(1)]))
+    await eventually(lambda: "2.spill: KeyError" in caplog.text)
+    brittle.clear()
+    place.objects.close()
+    await eventually(lambda: not Brittle.store)
+    place.store.check()
 
 
 @pytest.mark.parametrize("damage", ["bit", "short"])
@@ -185,7 +281,7 @@ async def test_spilled_objects_leave_the_store_and_come_back_as_they_were(tmp_pa
         assert await place.next() == ("object_restored", object_id, None)
         assert place.read(object_id) == content and not place.store.is_primary(object_id)
     place.objects.drop_spilled(DropSpilled(list(data)))
-    assert not list((tmp_path / "a").iterdir())
+    await eventually(lambda: not list((tmp_path / "a").iterdir()))
     place.store.check()
     place.objects.close()
 

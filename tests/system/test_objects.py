@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from miniray import exceptions
-from tests.system.support import Script, eventually, run
+from tests.system.support import Script, eventually, kill, run
 
 MB = 1 << 20
 
@@ -288,6 +290,139 @@ def test_a_damaged_file_concerns_the_objects_in_it_and_nothing_else(damage: str)
         assert said["files"] and said["right"] >= 4 and said["right"] + len(said["errors"]) == 8
         assert said["errors"] and all(".spill" in text and "made by put()" in text for text in said["errors"])
         assert driver.hear()["more"] == 9
+
+
+FAR_AWAY = """
+import os
+from fsspec.implementations.local import LocalFileSystem, LocalFileOpener
+
+def look(what):
+    if os.path.exists(os.environ["FAR_TROUBLE"] + what):
+        raise RuntimeError("the network is down")
+
+class FarFile(LocalFileOpener):
+    def read(self, length=-1):
+        look("read")
+        return self.f.read(length)
+
+    def write(self, data):
+        if len(data) > 1000:
+            self.f.write(data[:1000])
+            look("write")
+            data = data[1000:]
+            return 1000 + self.f.write(data)
+        return self.f.write(data)
+
+class Far(LocalFileSystem):
+    protocol = "far"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("far://"))
+
+    def _open(self, path, mode="rb", **options):
+        return FarFile(path, mode, fs=self)
+"""
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> dict[str, str]:
+    """The environment of a session that spills to a file system of an installed package."""
+    package = tmp_path / "package"
+    (package / "far-1.dist-info").mkdir(parents=True)
+    (package / "far-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: far\nVersion: 1\n")
+    (package / "far-1.dist-info" / "entry_points.txt").write_text("[fsspec.specs]\nfar = far:Far\n")
+    (package / "far.py").write_text(FAR_AWAY)
+    return {
+        "PYTHONPATH": f"{os.environ.get('PYTHONPATH', '')}:{package}", "FAR_TROUBLE": f"{tmp_path}/trouble-",
+        "MINIRAY_SPILL_DIR": f"far://{tmp_path}/far"}  # fmt: skip
+
+
+def test_a_far_file_system_may_fail_and_is_left_empty(tmp_path: Path, far: dict[str, str]) -> None:
+    def files() -> list[Path]:
+        return [path for path in (tmp_path / "far").rglob("*") if path.is_file()]
+
+    with Script(FULL + """
+from miniray import session
+refs = [ray.put(np.full(10 * MB, n, np.uint8)) for n in range(16)]
+say(right=sum(int(ray.get(ref)[-1]) == n for n, ref in enumerate(refs)))
+input()
+try:
+    refs += [ray.put(np.full(10 * MB, n, np.uint8)) for n in range(16, 40)]
+except ray.exceptions.OutOfDiskError as error:
+    say(error=str(error))
+input()
+deadline = time.monotonic() + 30
+while len(refs) < 40:
+    try:
+        refs.append(ray.put(np.full(10 * MB, len(refs), np.uint8)))
+    except ray.exceptions.OutOfDiskError:     # for a second nothing is tried again
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+say(right=sum(int(ray.get(ref)[-1]) == n for n, ref in enumerate(refs)))
+input()
+errors, right = [], 0
+for n, ref in enumerate(refs):
+    try:
+        right += int(ray.get(ref, timeout=60)[-1]) == n
+    except ray.exceptions.ObjectLostError as error:
+        errors.append(str(error))
+say(right=right, errors=errors)
+input()
+del ref
+refs = refs[-1:]
+refs += [ray.put(np.full(10 * MB, n, np.uint8)) for n in range(16)]
+say(right=sum(int(ray.get(ref)[-1]) == n for n, ref in enumerate(refs[1:])))
+refs = ref = None
+input()
+refs = [ray.put(np.full(10 * MB, n, np.uint8)) for n in range(16)]
+say(raylet=session._daemon.pid)
+input()
+""", **far) as driver:
+        assert driver.hear()["right"] == 16
+        assert 0 < len(files()) < 10, "several objects are in one file"
+        Path(far["FAR_TROUBLE"] + "write").touch()
+        driver.go_on()
+        error = driver.hear()["error"]
+        assert "RuntimeError: the network is down" in error and f"far://{tmp_path}/far/" in error, error
+        Path(far["FAR_TROUBLE"] + "write").unlink()
+        driver.go_on()
+        assert driver.hear()["right"] == 40, "what could not be written was kept"
+        Path(far["FAR_TROUBLE"] + "read").touch()
+        driver.go_on()
+        said = driver.hear()
+        assert said["errors"] and said["right"] and said["right"] + len(said["errors"]) == 40
+        assert all("the network is down" in error for error in said["errors"])
+        Path(far["FAR_TROUBLE"] + "read").unlink()
+        driver.go_on()
+        assert driver.hear()["right"] == 16
+        eventually(lambda: not files(), "what is freed is deleted")
+        driver.go_on()
+        raylet = driver.hear()["raylet"]
+        assert files()
+        kill(raylet)
+        eventually(lambda: not list((tmp_path / "far").iterdir()), "a killed raylet leaves nothing")
+
+
+@pytest.mark.parametrize("url", ["memory://", "file://{}/far", "far://{}/far"])
+def test_a_place_of_any_scheme_has_a_limit_and_goes_with_the_session(
+    tmp_path: Path, far: dict[str, str], url: str
+) -> None:
+    far.update(MINIRAY_SPILL_DIR=url.format(tmp_path), MINIRAY_SPILL_MAX_BYTES=str(100 * MB))
+    ended = run(FULL + """
+os.chdir(sys.argv[1])
+refs = [ray.put(np.full(10 * MB, n, np.uint8)) for n in range(14)]
+assert [int(ray.get(ref)[-1]) for ref in refs] == list(range(14))
+try:
+    refs += [ray.put(np.full(10 * MB, n, np.uint8)) for n in range(14)]
+except ray.exceptions.OutOfDiskError as error:
+    assert "MINIRAY_SPILL_MAX_BYTES" in str(error), error
+else:
+    raise AssertionError("280 MB in 80 + 100")
+assert [int(ray.get(ref)[-1]) for ref in refs[:14]] == list(range(14))
+""".replace("sys.argv[1]", repr(str(tmp_path))), **far)
+    assert ended.returncode == 0, ended.stderr
+    assert [path for path in tmp_path.rglob("*") if path.suffix == ".spill" or "miniray-" in path.name] == []
 
 
 def test_an_object_that_can_never_fit_is_an_error_with_figures() -> None:
