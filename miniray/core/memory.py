@@ -119,6 +119,8 @@ class Memory:
     disk_full: str = ""
     """Why the last spill failed, "" when it did not or something was freed since."""
     disk_retry_at: float = 0.0
+    batch_bytes: int = SPILL_BATCH_BYTES
+    """How much is written at once where less would do; a disk that refuses a batch is asked for less."""
     spill_limit: int = 0
     """Bytes that may be on disk at a time; 0: as many as the disk takes."""
     next_batch: int = 1
@@ -327,7 +329,7 @@ class Memory:
         """Start one batch that frees at least `missing` bytes, if there is anything to write."""
         batch: dict[bytes, int] = {}
         total = 0
-        wanted = max(missing, SPILL_BATCH_BYTES)
+        wanted = max(missing, self.batch_bytes)
         busy = {oid for ids in self.spilling.values() for oid in ids}
         left = self._disk_left()
         for item in primaries:
@@ -372,10 +374,13 @@ class Memory:
                 continue
             self.spilled[object_id] = self.held.setdefault(object_id, Held(sizes[object_id]))
             self.stories.note(now, object_id, "spilled to disk")
-        if failure is not None:
+        if failure is not None and self.batch_bytes and len(sizes) > 1:
+            self.batch_bytes = 0    # perhaps there is room for what is needed just now
+        elif failure is not None:
             self._disk_failed(now, failure.message)
         elif object_ids:
             self.disk_full = ""
+            self.batch_bytes = min(max(1, 2 * sum(sizes.values())), SPILL_BATCH_BYTES)
         if orphans:
             self.out.append(DropSpilled(orphans))
         if self.rooms:

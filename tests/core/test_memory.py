@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -45,6 +46,8 @@ class Store:
         self.spilled: list[bytes] = []
         self.now = 0.0
         self.disk_full = False
+        self.disk_left = math.inf
+        """Bytes."""
 
     def put(
         self, number: int, mib: int, *, primary: bool = True, pinned: bool = False, job: int = 1
@@ -81,10 +84,12 @@ class Store:
         return others
 
     def _spill(self, effect: SpillObjects) -> None:
-        if self.disk_full:
+        size = sum(self.objects[object_id].size for object_id in effect.object_ids)
+        if self.disk_full or size > self.disk_left:
             failure = common.Failure(kind=common.OUT_OF_DISK, message="the disk is 96 % full")
             self.memory.objects_spilled(self.now, effect.batch, [], failure)
             return
+        self.disk_left -= size
         for object_id in effect.object_ids:
             self.spilled.append(object_id)
             self.objects.pop(object_id, None)
@@ -189,6 +194,25 @@ def test_a_full_disk_is_an_error_and_no_loss() -> None:
     store.run()
     store.ask(50, 2)
     assert not store.replies[1].HasField("failure"), "spilling is tried again after something was freed"
+
+
+def test_a_disk_without_room_for_a_whole_batch_takes_what_it_can() -> None:
+    store = Store(capacity=400 * MIB)
+    for number in range(40):
+        store.put(number, 10)
+    store.disk_left = 45 * MIB
+    for request in range(4):
+        store.ask(9, request)
+        store.put(100 + request, 9)
+    assert len(store.spilled) == 4 and not any(reply.HasField("failure") for reply in store.replies)
+    store.ask(9, 5)
+    assert store.replies[-1].failure.kind == common.OUT_OF_DISK
+    store.disk_left, store.now = math.inf, store.now + DISK_RETRY_S
+    for request in range(6, 10):
+        store.ask(30, request)
+        store.put(100 + request, 30)
+    assert sum(10 for _ in store.spilled) * MIB > SPILL_BATCH_BYTES, "batches have grown again"
+    assert not any(reply.HasField("failure") for reply in store.replies[-4:])
 
 
 def test_requests_are_served_in_turn() -> None:

@@ -31,6 +31,7 @@ from miniray.runtime.cluster_links import _fill
 from miniray.runtime.landing import Landing
 from miniray.runtime.objects import CHUNK_BYTES, Begin, Objects
 from miniray.runtime.spill import BLOCK_BYTES, SpillFiles
+from tests.small_disk import small_disk
 
 MIB = 1 << 20
 STORE_BYTES = 64 * MIB
@@ -264,6 +265,32 @@ def test_a_full_disk_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match="full"):
         files.write([(oid(1), b"x")])
     assert not list((tmp_path / "spill").iterdir())
+
+
+async def test_a_disk_that_fills_up_while_a_batch_is_written_keeps_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spill_places, "DISK_FULL_SHARE", 10)    # as if others had filled it since
+    with small_disk(tmp_path / "disk", 8 * MIB) as disk:
+        place = Place(disk, b"a")
+        for number, size in enumerate((3, 4, 5, 2)):
+            place.put(number, bytes([number]) * size * MIB)
+        place.objects.spill(SpillObjects(1, [oid(0)]))
+        assert await place.next() == ("objects_spilled", 1, [oid(0)], None)
+        place.objects.spill(SpillObjects(2, [oid(1), oid(2)]))
+        _, _, written, failure = await place.next()
+        assert not written and failure.kind == common.OUT_OF_DISK
+        assert f"{disk}/a/2.spill: [Errno 28]" in failure.message
+        assert [path.name for path in (disk / "a").iterdir()] == ["1.spill"]
+        place.objects.spill(SpillObjects(3, [oid(3)]))
+        assert await place.next() == ("objects_spilled", 3, [oid(3)], None)
+        for number in (0, 3):
+            place.objects.restore(RestoreObject(oid(number), 0))
+            assert await place.next() == ("object_restored", oid(number), None)
+        for number, size in enumerate((3, 4, 5, 2)):
+            assert place.read(oid(number)) == bytes([number]) * size * MIB
+        place.store.check()
+        place.objects.close()
 
 
 # ---- spilling and restoring ----

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from miniray import exceptions
+from tests.small_disk import small_disk
 from tests.system.support import Script, eventually, kill, run
 
 MB = 1 << 20
@@ -348,12 +349,12 @@ refs = [ray.put(np.full(10 * MB, n, np.uint8)) for n in range(16)]
 say(right=sum(int(ray.get(ref)[-1]) == n for n, ref in enumerate(refs)))
 input()
 try:
-    refs += [ray.put(np.full(10 * MB, n, np.uint8)) for n in range(16, 40)]
+    refs += [ray.put(np.full(10 * MB, n, np.uint8)) for n in range(16, 28)]
 except ray.exceptions.OutOfDiskError as error:
     say(error=str(error))
 input()
 deadline = time.monotonic() + 30
-while len(refs) < 40:
+while len(refs) < 28:
     try:
         refs.append(ray.put(np.full(10 * MB, len(refs), np.uint8)))
     except ray.exceptions.OutOfDiskError:     # for a second nothing is tried again
@@ -371,7 +372,7 @@ say(right=right, errors=errors)
 input()
 del ref
 refs = refs[-1:]
-refs += [ray.put(np.full(10 * MB, n, np.uint8)) for n in range(16)]
+refs += [ray.put(np.full(10 * MB, n, np.uint8)) for n in range(10)]
 say(right=sum(int(ray.get(ref)[-1]) == n for n, ref in enumerate(refs[1:])))
 refs = ref = None
 input()
@@ -387,15 +388,15 @@ input()
         assert "RuntimeError: the network is down" in error and f"far://{tmp_path}/far/" in error, error
         Path(far["FAR_TROUBLE"] + "write").unlink()
         driver.go_on()
-        assert driver.hear()["right"] == 40, "what could not be written was kept"
+        assert driver.hear()["right"] == 28, "what could not be written was kept"
         Path(far["FAR_TROUBLE"] + "read").touch()
         driver.go_on()
         said = driver.hear()
-        assert said["errors"] and said["right"] and said["right"] + len(said["errors"]) == 40
+        assert said["errors"] and said["right"] and said["right"] + len(said["errors"]) == 28
         assert all("the network is down" in error for error in said["errors"])
         Path(far["FAR_TROUBLE"] + "read").unlink()
         driver.go_on()
-        assert driver.hear()["right"] == 16
+        assert driver.hear()["right"] == 10
         eventually(lambda: not files(), "what is freed is deleted")
         driver.go_on()
         raylet = driver.hear()["raylet"]
@@ -404,7 +405,7 @@ input()
         eventually(lambda: not list((tmp_path / "far").iterdir()), "a killed raylet leaves nothing")
 
 
-@pytest.mark.parametrize("url", ["memory://", "file://{}/far", "far://{}/far"])
+@pytest.mark.slow
 def test_a_place_of_any_scheme_has_a_limit_and_goes_with_the_session(
     tmp_path: Path, far: dict[str, str], url: str
 ) -> None:
@@ -423,6 +424,38 @@ assert [int(ray.get(ref)[-1]) for ref in refs[:14]] == list(range(14))
 """.replace("sys.argv[1]", repr(str(tmp_path))), **far)
     assert ended.returncode == 0, ended.stderr
     assert [path for path in tmp_path.rglob("*") if path.suffix == ".spill" or "miniray-" in path.name] == []
+
+
+def test_a_full_disk_is_an_error_of_the_objects_that_need_it_and_of_no_other(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 64 * MB) as disk:
+        ended = run(FULL + """
+refs, errors = [], []
+make = ray.remote(lambda n: np.full(10 * MB, n, np.uint8))
+for n in range(20):
+    try:
+        refs.append(ray.put(np.full(10 * MB, n, np.uint8)))
+    except ray.exceptions.OutOfDiskError as error:
+        errors.append(str(error))
+assert 10 <= len(refs) < 20, len(refs)
+assert all(os.environ["MINIRAY_SPILL_DIR"] in text and "% full" in text for text in errors), errors
+try:
+    ray.get(make.remote(0), timeout=60)
+    raise AssertionError("there was room")
+except ray.exceptions.OutOfDiskError as error:
+    assert os.environ["MINIRAY_SPILL_DIR"] in str(error), error
+assert ray.get(ray.remote(lambda: 5).remote(), timeout=60) == 5
+for n, ref in enumerate(refs):      # each in place of another one that is on disk already, or not at all
+    try:
+        assert ray.get(ref, timeout=60)[-1] == n
+    except ray.exceptions.OutOfDiskError as error:
+        errors.append(str(error))
+del refs[4:], ref
+assert ray.get(make.remote(7), timeout=60)[-1] == 7
+assert [ray.get(ref, timeout=60)[-1] for ref in refs] == [0, 1, 2, 3]
+say(errors=len(errors))
+""", MINIRAY_SPILL_DIR=str(disk))
+        assert ended.returncode == 0, ended.stderr
+        assert not list(disk.iterdir())
 
 
 def test_an_object_that_can_never_fit_is_an_error_with_figures() -> None:
