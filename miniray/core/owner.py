@@ -63,6 +63,16 @@ class Result:
     contents: tuple[tuple[bytes, Address | None], ...] = ()
 
 
+def _contents(entry: ObjectEntry) -> list[ObjectEntry]:
+    """The references inside its value or error, as far as this process counts them."""
+    return entry.rare.contents if entry.rare is not None else []
+
+
+def _may_hold(failed: ObjectEntry) -> bool:
+    """Whether there may be references inside its error; of a borrowed one only its owner knows."""
+    return failed.owner is not None or bool(_contents(failed))
+
+
 class Owner:
     """The machine of one worker or driver process."""
 
@@ -197,6 +207,7 @@ class Owner:
             for oid in retained:
                 self.ownership.borrow_added(oid, remote.address)
         if again and self.retry(now, record, raised=True):
+            self._passed_over(results, remote.address)
             self._stories.note(now, record.id, f"attempt {record.attempt} raised, and runs again")
             return record
         self._answered(now, record, results, remote.address)
@@ -215,9 +226,19 @@ class Owner:
                 stored = True
         if stored and record.held is None:      # else `_done` sees to it, before it unpins
             self.lineage.done(record)
+        unclaimed = results[min(len(record.returns), len(values)) :]
+        inner = [one for result in unclaimed for one in self._met(result, source)]
         if record.stream is not None:
-            record.stream.ended(results)
+            record.stream.ended(results, inner or _contents(record.returns[0]))
+        for one in inner:
+            self.ownership.consider(one)
         self._done(now, record, FINISHED)
+
+    def _passed_over(self, results: list[Result], source: Address) -> None:
+        """Nobody gets these: their references are given back."""
+        for result in results:
+            for one in self._met(result, source):
+                self.ownership.consider(one)
 
     def replied_inline(
         self, now: float, remote: Remote, call: int, spent_us: float, value: bytes
@@ -305,6 +326,10 @@ class Owner:
         if record.done:
             return
         record.error = error
+        behind = [one for one in record.dependencies or () if one.state == FAILED and _may_hold(one)]
+        for entry in record.returns if behind else ():
+            if entry.state == PENDING:      # its error is made of theirs
+                self.ownership.contains(entry, behind)
         if record.remote is not None:
             attempt_ended(record.returns, record.remote.address[0])
         self._done(now, record, CANCELLED if record.cancel_requested else FINISHED)

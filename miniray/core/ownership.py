@@ -24,6 +24,7 @@ tells the one that was entered, who gives back what never came (`introduced`). P
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,11 +147,12 @@ class Ownership:
                 self.unpinned(inner)
         self._dropping.clear()
 
-    def contains(self, entry: ObjectEntry, inner: list[ObjectEntry]) -> None:
+    def contains(self, entry: ObjectEntry, inner: Iterable[ObjectEntry]) -> None:
         """The value of `entry` holds references to `inner`: they live as long as it does."""
+        contents = entry.more().contents
         for one in inner:
             one.pins += 1
-        entry.more().contents.extend(inner)
+            contents.append(one)
 
     # ---- borrowing
 

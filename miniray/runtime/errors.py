@@ -1,7 +1,8 @@
 """Errors across processes: from exceptions to bytes, from `Failure` messages to exceptions.
 
 An error travels as ``u32 length of text | text | pickle``: the text is what remains when the
-pickle cannot be read on the other side. Daemons carry these bytes and never look inside.
+pickle cannot be read on the other side. Daemons carry these bytes and never look inside. References
+inside the error of a task are counted like those in a value: a table of them precedes the pickle.
 
 Remote tracebacks keep the user's frames only: frames of the engine are dropped by file name.
 Any thread; no state.
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from miniray.core.directory import ObjectEntry
     from miniray.core.lineage import NotRebuilt
     from miniray.core.tasks import TaskRecord
+    from miniray.ids import ObjectRef
 
 MAX_TEXT = 64 * 1024
 """Bytes of traceback text kept; the middle of a longer one is cut."""
@@ -115,16 +117,34 @@ def dependency_error(
 
 
 def pack_exception(error: BaseException) -> bytes:
-    """`error` as bytes. A cause that cannot be pickled becomes a RayError with its text."""
+    """`error` as bytes. A cause that cannot be pickled becomes a RayError with its text.
+
+    References inside are kept alive for ever.
+    """
     from miniray.runtime import values
 
-    text = "".join(traceback.format_exception_only(type(error), error)).rstrip("\n")
-    raw = _shorten(text).encode("utf-8", "replace")
     try:
         pickled = values.dumps(error)
     except Exception as e:
         pickled = values.dumps(_degraded(error, e))
-    return _LENGTH.pack(len(raw)) + raw + pickled
+    return _head(error) + pickled
+
+
+def pack_failure(error: BaseException) -> tuple[bytes, list[ObjectRef[Any]]]:
+    """`pack_exception` for the result of a task: the references inside are for the caller to count."""
+    from miniray.runtime import values
+
+    try:
+        packed = values.dumps_counted(error)
+    except Exception as e:
+        packed = values.dumps_counted(_degraded(error, e))
+    return _head(error) + packed.pack(), packed.refs
+
+
+def _head(error: BaseException) -> bytes:
+    text = "".join(traceback.format_exception_only(type(error), error)).rstrip("\n")
+    raw = _shorten(text).encode("utf-8", "replace")
+    return _LENGTH.pack(len(raw)) + raw
 
 
 def _degraded(error: BaseException, failure: Exception) -> exceptions.RayError:

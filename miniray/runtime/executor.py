@@ -47,7 +47,7 @@ from miniray.runtime import (
     termination,
     values,
 )  # fmt: skip
-from miniray.runtime.errors import pack_exception, task_error
+from miniray.runtime.errors import pack_exception, pack_failure, task_error
 from miniray.runtime.returns import fixed
 from miniray.runtime.task_context import (
     CURRENT,
@@ -327,7 +327,7 @@ class Executor(TaskHost):
             self.system_exit(error)
         except BaseException as error:
             try:
-                results = [self.failure(error, function)] * max(1, returns)
+                results = self.failures(error, function, peer, returns)
             except KeyboardInterrupt:       # told to stop while it failed by itself
                 results = [self.cancelled(tid)] * max(1, returns)
             del error
@@ -454,8 +454,19 @@ class Executor(TaskHost):
                 self.worker.owner.ownership.unpinned(entry)
             self.worker.drain()
 
-    def failure(self, error: BaseException, function: Function | None) -> Result:
-        """The result of a task that raised."""
+    def failures(
+        self, error: BaseException, function: Function | None, peer: Any, returns: int
+    ) -> list[Result]:
+        """The results of a task that raised: the error in place of each."""
+        payload, refs = pack_failure(self._failed_with(error, function))
+        entries = [ref.entry for ref in refs]
+        return [
+            Result(FAILED, payload, len(payload), self._introduce(entries, peer) if entries else ())
+            for _ in range(max(1, returns))
+        ]
+
+    def _failed_with(self, error: BaseException, function: Function | None) -> BaseException:
+        """What the caller gets for what a task raised."""
         name = function.name if function is not None else "unknown"
         if self.actor_spec is not None:
             name = f"{self.actor_spec.class_name}.{name}"
@@ -465,8 +476,8 @@ class Executor(TaskHost):
             error = TaskCancelledError(TaskID(context.task_id) if context is not None else None)
             error.__traceback__ = traceback
         if isinstance(error, RayTaskError) and error.function_name == name:
-            return self._failure(error)
-        return self._failure(self._task_error(error, name))
+            return error
+        return self._task_error(error, name)
 
     def _task_error(self, error: BaseException, name: str) -> RayTaskError:
         spec = self.actor_spec

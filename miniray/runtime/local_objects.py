@@ -20,7 +20,7 @@ from miniray._proto import worker_pb2 as wire
 from miniray.core.directory import FAILED, INLINE, PENDING, STORED, UNKNOWN, Address, ObjectEntry
 from miniray.exceptions import GetTimeoutError, ObjectStoreFullError, RaySystemError
 from miniray.runtime import awaiting, frames
-from miniray.runtime.errors import error_of, exception_of, raised, unpack_exception
+from miniray.runtime.errors import exception_of, raised, unpack_exception
 
 if TYPE_CHECKING:
     from miniray.runtime.packed import Serialized
@@ -73,7 +73,7 @@ def read(worker: CoreWorker, entry: ObjectEntry, deadline: float | None) -> Any:
         awaiting.await_one(worker, entry, deadline)
         return read(worker, entry, deadline)
     if entry.state == FAILED:
-        raise raised(error_of(entry))
+        raise worker.load_error(entry)
     return worker.load(entry, entry.value)
 
 
@@ -85,7 +85,7 @@ def buffer_of(worker: CoreWorker, entry: ObjectEntry) -> Any:
             return buffer
         pull(worker, entry, None)
     if entry.state != INLINE:
-        raise raised(error_of(entry))
+        raise worker.load_error(entry)
     return entry.value
 
 

@@ -89,6 +89,14 @@ def dumps(value: Any) -> bytes:
     return file.getvalue()
 
 
+def serialize_in_band(value: Any) -> Serialized:
+    """`value` as one pickle, its references and handles collected."""
+    file = io.BytesIO()
+    pickler = Pickler(file, None, True)
+    pickler.dump(value)
+    return composite(file.getvalue(), [], pickler.refs, bytes(pickler.table))
+
+
 # ---- serializers of the user ----
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from miniray.core import ids
@@ -86,13 +87,13 @@ class Stream:
             self._sweep_at = 2 * len(returns) + SWEEP_ITEMS
         returns.append(entry)
 
-    def ended(self, results: list[Result]) -> None:
-        """The task is over."""
+    def ended(self, results: list[Result], more: Sequence[ObjectEntry] = ()) -> None:
+        """The task is over. `more`: the references inside the last result, if it is an error."""
         if self.length is not None:
             self._fail_missing(results)
             return
         if results and results[-1].state == FAILED:
-            self._append_error(results[-1].value)
+            self._append_error(results[-1].value, more)
         self.length = self.arrived
         if self.record.template.num_returns == DYNAMIC:
             self.refs.clear()  # the value of the one reference holds them
@@ -114,11 +115,13 @@ class Stream:
         for entry in missing:
             self.worker.owner.complete(time.monotonic(), entry, FAILED, error)
 
-    def _append_error(self, error: Any) -> None:
+    def _append_error(self, error: Any, inner: Sequence[ObjectEntry]) -> None:
         owner = self.worker.owner
         entry = owner.directory.know(ids.object_id(self.record.id, self.arrived + 2), None)
         self.refs[self.arrived] = self.worker.new_ref(entry)
         self.arrived += 1
+        if inner:
+            owner.ownership.contains(entry, inner)
         owner.complete(time.monotonic(), entry, FAILED, error)
 
     def _tell(self) -> None:
@@ -251,7 +254,7 @@ def produce(
             raise
         return [
             last_result(executor, count + 1, returns, tid, peer),
-            executor.failure(error, function),
+            *executor.failures(error, function, peer, 1),
         ]
     finally:
         del _running[(peer, call)]
@@ -276,7 +279,7 @@ def fill(
         if len(results) < returns:
             raise returned.too_few(function.name, len(results), returns)
     except Exception as error:
-        results.extend([executor.failure(error, function)] * (returns - len(results)))
+        results.extend(executor.failures(error, function, peer, returns - len(results)))
     return results
 
 

@@ -340,9 +340,18 @@ def dumps(value: Any) -> bytes:
     return pickler.dumps(value)
 
 
+def dumps_counted(value: Any) -> Serialized:
+    """`value` in one plain pickle behind a table of its references, for whoever counts those."""
+    from miniray.runtime import pickler
+
+    return pickler.serialize_in_band(value)
+
+
 def loads(data: Any) -> Any:
-    """What `dumps` wrote. Unpickles: only ever called on authenticated input, never in a daemon."""
-    return _loads(data)
+    """What `dumps` or `dumps_counted` wrote. Unpickles: only ever called on authenticated input,
+    never in a daemon.
+    """
+    return unpack(data)
 
 
 def serialize_function(function: Callable[..., Any], what: str = "the function") -> bytes:

@@ -319,7 +319,11 @@ class CoreWorker:
             return False
         if wanted is True:
             return True
-        cause = unpack_exception(error)
+        restored = values.begin_restoring()
+        try:
+            cause = unpack_exception(error)
+        finally:
+            values.end_restoring(restored)
         return isinstance(getattr(cause, "cause", cause), tuple(wanted))
 
     def task_context(self) -> Any:
@@ -371,7 +375,7 @@ class CoreWorker:
         if _native.first_pending(refs) >= 0:
             failed = awaiting.await_all(self, refs, deadline, timeout)
             if failed is not None:      # without waiting for the others
-                raise raised(error_of(failed))
+                raise self.load_error(failed)
         out = []
         for ref in refs:
             entry: ObjectEntry = ref.entry
@@ -382,7 +386,7 @@ class CoreWorker:
             elif state == STORED:
                 out.append(local_objects.read(self, entry, deadline))
             else:
-                raise raised(error_of(entry))
+                raise self.load_error(entry)
         self.collect_released()
         return out
 
@@ -394,13 +398,27 @@ class CoreWorker:
         finally:
             values.end_restoring(restored)
         if restored:
-            with self.lock:
-                for inner in restored:
-                    if inner.owner is not None:
-                        self.owner.ownership.borrow(inner, entry)
-                self.drain()
-            values.note_outside(restored)  # a task's reply waits for the owners' answers
+            self._borrow(restored, entry)
         return value
+
+    def load_error(self, entry: ObjectEntry) -> BaseException:
+        """What `get` raises for a failed object; references inside are borrowed like those in a value."""
+        restored = values.begin_restoring()
+        try:
+            error = raised(error_of(entry))
+        finally:
+            values.end_restoring(restored)
+        if restored:
+            self._borrow(restored, entry)
+        return error
+
+    def _borrow(self, restored: list[ObjectEntry], entry: ObjectEntry) -> None:
+        with self.lock:
+            for inner in restored:
+                if inner.owner is not None:
+                    self.owner.ownership.borrow(inner, entry)
+            self.drain()
+        values.note_outside(restored)  # a task's reply waits for the owners' answers
 
     def collect_released(self) -> None:
         """Count off the ObjectRefs that died."""

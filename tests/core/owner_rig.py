@@ -126,12 +126,12 @@ class Rig:
         self._turn()
 
     def reply(self, name: str, *results: Result, spent_us: float = 100.0,
-              retained: tuple[str, ...] = ()) -> None:
+              retained: tuple[str, ...] = (), again: bool = False) -> None:
         """The worker that has task `name` answers."""
         record = self.records[name]
         answers = list(results) or [inline()] * len(record.returns)
         kept = [self.entries[one].id for one in retained]
-        self.owner.replied(self.now, record.remote, record.call, spent_us, answers, kept)
+        self.owner.replied(self.now, record.remote, record.call, spent_us, answers, kept, again)
         self._turn()
 
     def bounce(self, *names: str) -> None:
@@ -229,5 +229,5 @@ def stored(size: int = 1000) -> Result:
     return Result(STORED, None, size)
 
 
-def failed(error: Any = "raised") -> Result:
-    return Result(FAILED, error, 1)
+def failed(error: Any = "raised", contents: tuple[Any, ...] = ()) -> Result:
+    return Result(FAILED, error, 1, contents)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from owner_rig import ME, W1, W2, W3, Rig, inline, stored
+from owner_rig import ME, W1, W2, W3, Rig, failed, inline, stored
 
 
 def running(rig: Rig, name: str, *arguments: str, **options: object) -> None:
@@ -247,6 +247,32 @@ def test_the_references_in_a_result_are_held_by_the_result() -> None:
     assert rig.knows("inner") and rig.effects() == []
     rig.drop("t")
     assert rig.effects() == ["tell w1 we dropped inner"]
+
+
+def test_the_references_in_an_error_are_held_by_it_and_by_the_errors_made_of_it() -> None:
+    rig = Rig()
+    running(rig, "t")
+    rig.submit("behind", "t")
+    rig.submit("last", "behind")
+    inner = rig.borrowed("inner", W1)
+    inner.local = 0
+    rig.reply("t", failed(contents=((inner.id, W1),)))
+    rig.effects()
+    assert rig.value("last") == ("error", "raised")
+    rig.drop("t")
+    rig.drop("behind")
+    assert rig.knows("inner") and rig.effects() == []
+    rig.drop("last")
+    assert rig.effects() == ["tell w1 we dropped inner"]
+
+
+def test_the_references_in_an_error_that_nobody_gets_are_given_back() -> None:
+    rig = Rig()
+    running(rig, "t", retries=1)
+    inner = rig.borrowed("inner", W1)
+    inner.local = 0
+    rig.reply("t", failed(contents=((inner.id, W1),)), again=True)
+    assert "tell w1 we dropped inner" in rig.effects() and not rig.knows("inner")
 
 
 def test_a_second_entry_in_the_books_is_given_back_at_once() -> None:

@@ -97,6 +97,76 @@ def test_references_travel_inside_values_results_and_closures(ray: Any, nothing_
     assert got["from a closure"] == inner
 
 
+class Carrier(Exception):
+    """An error with a reference inside."""
+
+    def __init__(self, ref: Any) -> None:
+        super().__init__("look inside")
+        self.ref = ref
+
+
+def carried(ray: Any, ref: Any) -> Any:
+    """The reference inside the error that a reference stands for."""
+    try:
+        ray.get(ref, timeout=60)
+    except Carrier as error:
+        assert isinstance(error, exceptions.RayTaskError)
+        return error.cause.ref
+    raise AssertionError("it did not raise")
+
+
+def test_references_travel_inside_errors_and_are_let_go(ray: Any, nothing_kept: Any) -> None:
+    @ray.remote(num_cpus=0.1)
+    class Raiser:
+        def fail(self) -> None:
+            raise Carrier(ray.put(np.full(MB, 3.0)))
+
+    @ray.remote(num_cpus=0.1)
+    class Async:
+        async def fail(self) -> None:
+            raise Carrier(ray.put(np.full(MB, 4.0)))
+
+    @ray.remote
+    def fail(number: float, twice: Any = None) -> Any:
+        raise Carrier(twice[0] if twice else ray.put(np.full(MB, number)))
+
+    @ray.remote
+    def items() -> Any:
+        yield ray.put(np.full(MB, 5.0))
+        raise Carrier(ray.put(np.full(MB, 6.0)))
+
+    @ray.remote
+    def behind(array: Any) -> Any:
+        return array
+
+    @ray.remote(max_retries=1, retry_exceptions=[Carrier])
+    def again() -> Any:
+        raise Carrier(ray.put(np.full(MB, 7.0)))
+
+    @ray.remote
+    def borrows(failed: list[Any]) -> float:
+        return float(ray.get(carried(ray, failed[0]))[0])
+
+    before = used(ray)
+    raiser, asynchronous = Raiser.remote(), Async.remote()
+    first = fail.remote(1.0)
+    made = {1.0: [first, behind.remote(behind.remote(first))], 2.0: fail.options(num_returns=2).remote(2.0),
+            3.0: [raiser.fail.remote()], 4.0: [asynchronous.fail.remote()], 6.0: list(items.remote())[1:],
+            7.0: [again.remote()], 8.0: [fail.remote(0.0, [ray.put(np.full(MB, 8.0))])]}
+    del first
+    assert {float(ray.get(borrows.remote(refs[:1]))) for refs in made.values()} == set(made)
+    inner = {number: carried(ray, refs[-1]) for number, refs in made.items()}
+    assert {number: ray.get(ref)[-1] for number, ref in inner.items()} == {one: one for one in made}
+    assert used(ray) - before >= len(made) * 8 * MB
+    del inner
+    assert ray.get(carried(ray, made[1.0][1]))[0] == 1.0, "the error keeps it"
+    made[1.0] = made[1.0][1:]
+    assert ray.get(carried(ray, made[1.0][0]))[0] == 1.0, "an error that is made of another as well"
+    made.clear()
+    eventually(lambda: used(ray) <= before + MB, "all of it is freed")
+    ray.get([raiser.__ray_ready__.remote(), asynchronous.__ray_ready__.remote()])
+
+
 def test_a_reference_to_a_reference_is_followed_step_by_step(ray: Any, nothing_kept: Any) -> None:
     @ray.remote
     def level(n: int, below: Any = None) -> Any:
