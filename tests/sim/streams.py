@@ -6,11 +6,12 @@ may go away before the end, and a task that runs again sends its items again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from miniray._proto import common_pb2 as pb
 from miniray.core import ids
-from miniray.core.directory import FAILED, PENDING, STORED, Address, freed
+from miniray.core.directory import FAILED, PENDING, STORED, Address, ObjectEntry, freed
 from miniray.core.owner import Result
 from miniray.core.tasks import TaskRecord
 
@@ -54,8 +55,11 @@ class SimStream:
             self._refs[index] = ref
         self._tell()
 
-    def ended(self, results: list[Result]) -> None:
-        """The task is over; run again for a lost item it may have made fewer."""
+    def ended(self, results: list[Result], more: Sequence[ObjectEntry] = ()) -> None:
+        """The task is over; run again for a lost item it may have made fewer.
+
+        `more`: the references inside the last result, if it is an error.
+        """
         error = results[-1].value if results and results[-1].state == FAILED else None
         if self._length is not None:
             missing = [entry for entry in self._record.returns if entry.state == PENDING]
@@ -68,6 +72,8 @@ class SimStream:
             entry = owner.directory.know(ids.object_id(self._record.id, self._arrived + 2), None)
             self._refs[self._arrived] = Ref(self._worker, entry)
             self._arrived += 1
+            if more:
+                owner.ownership.contains(entry, more)
             owner.complete(self._worker.world.now, entry, FAILED, error)
         self._length = self._arrived
         self._tell()
