@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 import os
 import socket
+from typing import NamedTuple
 
 from miniray import config
 
 CGROUP = "/sys/fs/cgroup"
+NO_LIMIT = 1 << 62
+"""What cgroup v1 says of a group without a memory limit is more than this."""
 
 
 def cpu_count() -> int:
@@ -52,14 +55,49 @@ def address_towards(host: str) -> str:
         return "127.0.0.1"
 
 
+class MemoryGroup(NamedTuple):
+    """A cgroup with a memory limit."""
+
+    limit: int
+    usage_file: str
+    stat_file: str
+    cache: str
+    """The line of `stat_file` with the file pages that can be given back at once."""
+
+    def used(self) -> int:
+        """Bytes in use that could not be given back at once."""
+        stat = dict(line.split() for line in _read(self.stat_file).splitlines())
+        return max(0, int(_read(self.usage_file) or 0) - int(stat.get(self.cache, 0)))
+
+
+def memory_groups(membership: str, root: str = CGROUP) -> list[MemoryGroup]:
+    """The limited cgroups among those in `membership` (/proc/PID/cgroup) and above, the tightest first.
+
+    Those of cgroup v2, and of v1 where the memory controller is still there.
+    """
+    found = []
+    for line in membership.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            base, limit, usage, cache = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            base, cache = f"{root}/memory", "total_inactive_file"
+            limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        for directory in _upwards(base, path):
+            figure = _read(f"{directory}/{limit}").strip()
+            if figure.isdigit() and int(figure) < NO_LIMIT:
+                stat = f"{directory}/memory.stat"
+                found.append(MemoryGroup(int(figure), f"{directory}/{usage}", stat, cache))
+    return sorted(found, key=lambda group: group.limit)
+
+
 def memory_total() -> int:
-    """Bytes of memory this process may use: the machine's, lowered by the cgroup's memory.max."""
+    """Bytes of memory this process may use: the machine's, lowered by its cgroups' limits."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for directory in _own_cgroups():
-        limit = _read(f"{directory}/memory.max").strip()
-        if limit.isdigit():
-            total = min(total, int(limit))
-    return total
+    groups = memory_groups(_read("/proc/self/cgroup"))
+    return min(total, groups[0].limit) if groups else total
 
 
 class MemoryMeter:
@@ -69,16 +107,14 @@ class MemoryMeter:
     """
 
     def __init__(self) -> None:
-        limited = [d for d in _own_cgroups() if _read(f"{d}/memory.max").strip().isdigit()]
-        self._group = limited[0] if limited else None
+        groups = memory_groups(_read("/proc/self/cgroup"))
+        self._group = groups[0] if groups and groups[0].limit <= memory_total() else None
         self._meminfo = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
 
     def used(self) -> int:
         """Bytes in use now."""
         if self._group is not None:
-            stat = dict(line.split() for line in _read(f"{self._group}/memory.stat").splitlines())
-            current = int(_read(f"{self._group}/memory.current") or 0)
-            return max(0, current - int(stat.get("inactive_file", 0)))
+            return self._group.used()
         text = os.pread(self._meminfo, 256, 0)  # the two figures are among the first three lines
         return _figure(text, b"MemTotal:") - _figure(text, b"MemAvailable:")
 
@@ -114,9 +150,14 @@ def _own_cgroups() -> list[str]:
     """The cgroup v2 directories of this process, innermost first; [] without cgroup v2."""
     for line in _read("/proc/self/cgroup").splitlines():
         if line.startswith("0::"):
-            names = [name for name in line[3:].split("/") if name not in ("", "..")]
-            return ["/".join([CGROUP, *names[:depth]]) for depth in range(len(names), -1, -1)]
+            return _upwards(CGROUP, line[3:])
     return []
+
+
+def _upwards(base: str, path: str) -> list[str]:
+    """The directories of a cgroup and those above it. In a container some may not be there."""
+    names = [name for name in path.split("/") if name not in ("", "..")]
+    return ["/".join([base, *names[:depth]]) for depth in range(len(names), -1, -1)]
 
 
 def _read(path: str) -> str:
