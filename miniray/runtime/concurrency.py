@@ -144,7 +144,7 @@ class ThreadedActor:
         except SystemExit as error:
             executor.system_exit(error)
         except BaseException as error:
-            results = executor.failures(error, function, call.peer, call.returns)
+            results = executor.failures(error, function, call.peer, max(1, call.returns))
             del error
         finally:
             del self._running[key]
@@ -372,7 +372,7 @@ class _Loop:
         except SystemExit as error:
             executor.system_exit(error)
         except BaseException as error:
-            results = executor.failures(error, function, call.peer, call.returns)
+            results = executor.failures(error, function, call.peer, max(1, call.returns))
             del error
         self._ended(call, results, held, restored, started)
         if leaving:

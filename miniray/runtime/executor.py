@@ -327,7 +327,7 @@ class Executor(TaskHost):
             self.system_exit(error)
         except BaseException as error:
             try:
-                results = self.failures(error, function, peer, returns)
+                results = self.failures(error, function, peer, max(1, returns))
             except KeyboardInterrupt:       # told to stop while it failed by itself
                 results = [self.cancelled(tid)] * max(1, returns)
             del error
@@ -454,16 +454,11 @@ class Executor(TaskHost):
                 self.worker.owner.ownership.unpinned(entry)
             self.worker.drain()
 
-    def failures(
-        self, error: BaseException, function: Function | None, peer: Any, returns: int
-    ) -> list[Result]:
-        """The results of a task that raised: the error in place of each."""
+    def failures(self, error: BaseException, function: Any, peer: Any, count: int) -> list[Result]:
+        """`count` results of a task that raised: the error in place of each."""
         payload, refs = pack_failure(self._failed_with(error, function))
         entries = [ref.entry for ref in refs]
-        return [
-            Result(FAILED, payload, len(payload), self._introduce(entries, peer) if entries else ())
-            for _ in range(max(1, returns))
-        ]
+        return [Result(FAILED, payload, len(payload), self._introduce(entries, peer)) for _ in range(count)]
 
     def _failed_with(self, error: BaseException, function: Function | None) -> BaseException:
         """What the caller gets for what a task raised."""
@@ -504,7 +499,7 @@ class Executor(TaskHost):
         return self._failure(TaskCancelledError(TaskID(tid) if tid else None))
 
     def _failure(self, error: Any) -> Result:
-        payload = error if isinstance(error, bytes) else pack_exception(error)
+        payload = pack_exception(error)
         return Result(FAILED, payload, len(payload))
 
     def _reply(
