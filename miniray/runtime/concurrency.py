@@ -22,7 +22,7 @@ from miniray._proto import common_pb2 as pb
 from miniray.core.directory import ObjectEntry
 from miniray.core.owner import Result
 from miniray.ids import ObjectRef
-from miniray.runtime import actor_exit, cancellation, frames, streams, values
+from miniray.runtime import actor_exit, cancellation, failing, frames, streams, values
 from miniray.runtime.executor import Executor
 from miniray.runtime.task_context import CURRENT, ExitActor, Function, TaskContext
 
@@ -144,7 +144,7 @@ class ThreadedActor:
         except SystemExit as error:
             executor.system_exit(error)
         except BaseException as error:
-            results = executor.failures(error, function, call.peer, max(1, call.returns))
+            results = failing.failures(executor, error, function, call.peer, max(1, call.returns))
             del error
         finally:
             del self._running[key]
@@ -372,7 +372,7 @@ class _Loop:
         except SystemExit as error:
             executor.system_exit(error)
         except BaseException as error:
-            results = executor.failures(error, function, call.peer, max(1, call.returns))
+            results = failing.failures(executor, error, function, call.peer, max(1, call.returns))
             del error
         self._ended(call, results, held, restored, started)
         if leaving:

@@ -33,13 +33,14 @@ from miniray._proto import worker_pb2 as wire
 from miniray.core import ids
 from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
 from miniray.core.owner import Result
-from miniray.exceptions import RayTaskError, RuntimeEnvSetupError, TaskCancelledError
+from miniray.exceptions import RuntimeEnvSetupError, TaskCancelledError
 from miniray.ids import TaskID
 from miniray.runtime import (
     actor_exit,
     aliases,
     arguments,
     cancellation,
+    failing,
     frames,
     local_objects,
     output,
@@ -47,7 +48,7 @@ from miniray.runtime import (
     termination,
     values,
 )  # fmt: skip
-from miniray.runtime.errors import pack_exception, pack_failure, task_error
+from miniray.runtime.errors import pack_exception
 from miniray.runtime.returns import fixed
 from miniray.runtime.task_context import (
     CURRENT,
@@ -327,7 +328,7 @@ class Executor(TaskHost):
             self.system_exit(error)
         except BaseException as error:
             try:
-                results = self.failures(error, function, peer, max(1, returns))
+                results = failing.failures(self, error, function, peer, max(1, returns))
             except KeyboardInterrupt:       # told to stop while it failed by itself
                 results = [self.cancelled(tid)] * max(1, returns)
             del error
@@ -417,14 +418,14 @@ class Executor(TaskHost):
         packed = values.serialize(value, "the return value")
         contents: tuple[Any, ...] = ()
         if packed.refs:
-            contents = self._introduce([ref.entry for ref in packed.refs], peer)
+            contents = self.introduce([ref.entry for ref in packed.refs], peer)
         size = packed.nbytes
         if size > INLINE_LIMIT:
             local_objects.write(self.worker, oid, packed, size, peer.address)
             return Result(STORED, None, size, contents)
         return Result(INLINE, packed.pack(), size, contents)
 
-    def _introduce(self, entries: list[ObjectEntry], peer: Any) -> tuple[Any, ...]:
+    def introduce(self, entries: list[ObjectEntry], peer: Any) -> tuple[Any, ...]:
         """Before references leave in a result, their owners learn that the caller holds them."""
         worker = self.worker
         pending = Waiter(0)
@@ -453,36 +454,6 @@ class Executor(TaskHost):
             for entry in held:
                 self.worker.owner.ownership.unpinned(entry)
             self.worker.drain()
-
-    def failures(self, error: BaseException, function: Any, peer: Any, count: int) -> list[Result]:
-        """`count` results of a task that raised: the error in place of each."""
-        payload, refs = pack_failure(self._failed_with(error, function))
-        entries = [ref.entry for ref in refs]
-        return [Result(FAILED, payload, len(payload), self._introduce(entries, peer)) for _ in range(count)]
-
-    def _failed_with(self, error: BaseException, function: Function | None) -> BaseException:
-        """What the caller gets for what a task raised."""
-        name = function.name if function is not None else "unknown"
-        if self.actor_spec is not None:
-            name = f"{self.actor_spec.class_name}.{name}"
-        if isinstance(error, KeyboardInterrupt):
-            context = CURRENT.get()
-            traceback = error.__traceback__
-            error = TaskCancelledError(TaskID(context.task_id) if context is not None else None)
-            error.__traceback__ = traceback
-        if isinstance(error, RayTaskError) and error.function_name == name:
-            return error
-        return self._task_error(error, name)
-
-    def _task_error(self, error: BaseException, name: str) -> RayTaskError:
-        spec = self.actor_spec
-        if spec is None:
-            return task_error(error, name, pid=os.getpid())
-        try:
-            shown = repr(self.actor) if self.actor is not None else spec.class_name
-        except Exception:
-            shown = object.__repr__(self.actor)
-        return task_error(error, name, pid=os.getpid(), actor_repr=shown, actor_id=spec.actor_id)
 
     def actor_repr(self) -> str | None:
         """How the actor shows itself, if its class says so."""
@@ -584,7 +555,7 @@ class Executor(TaskHost):
         except ExitActor:
             failure = pb.Failure(kind=pb.ACTOR_DIED, message=f"{actor_exit.REASON} in its constructor")
         except BaseException as error:
-            task = self._task_error(error, f"{spec.class_name}.__init__")
+            task = failing.named(self, error, f"{spec.class_name}.__init__")
             failure = pb.Failure(
                 kind=pb.USER_ERROR, payload=pack_exception(task), pid=os.getpid(),
                 message=f"the constructor of {spec.class_name} raised {type(error).__name__}: {error}"[:2000],

@@ -254,7 +254,7 @@ def produce(
             raise
         return [
             last_result(executor, count + 1, returns, tid, peer),
-            *executor.failures(error, function, peer, 1),
+            *_failures(executor, error, function, peer, 1),
         ]
     finally:
         del _running[(peer, call)]
@@ -279,8 +279,16 @@ def fill(
         if len(results) < returns:
             raise returned.too_few(function.name, len(results), returns)
     except Exception as error:
-        results.extend(executor.failures(error, function, peer, returns - len(results)))
+        results.extend(_failures(executor, error, function, peer, returns - len(results)))
     return results
+
+
+def _failures(
+    executor: Executor, error: BaseException, function: Function, peer: Any, count: int
+) -> list[Result]:
+    from miniray.runtime import failing  # no driver needs it
+
+    return failing.failures(executor, error, function, peer, count)
 
 
 def send_item(executor: Executor, item: Any, index: int, tid: bytes, peer: Any, call: int) -> None:
