@@ -476,6 +476,7 @@ input()
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("url", ["memory://", "file://{}/far", "far://{}/far"])
 def test_a_place_of_any_scheme_has_a_limit_and_goes_with_the_session(
     tmp_path: Path, far: dict[str, str], url: str
 ) -> None:
