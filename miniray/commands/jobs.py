@@ -26,11 +26,12 @@ WAIT_S = 60.0
 
 
 def _client(address: str | None) -> JobSubmissionClient:
+    from miniray.exceptions import AuthenticationError
     from miniray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, ValueError, AuthenticationError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -98,7 +99,8 @@ def submit(
 def _follow(client: JobSubmissionClient, submission_id: str) -> None:
     from miniray.job_submission.client import POLL_S
 
-    for text in _checked(client.follow, submission_id):
+    pieces = client.follow(submission_id)
+    while (text := _checked(next, pieces, None)) is not None:
         if text:
             click.echo(text, nl=False)
         else:

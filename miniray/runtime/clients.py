@@ -3,7 +3,7 @@
 ``u32 little-endian length | protobuf``; a descriptor travels as SCM_RIGHTS with the message that
 announces it. Order at the door: peer credentials (same user, or root), then a first message that
 must be a `Register` with the cluster's token (compared in constant time) and of our versions
-(`versions`; another one is told why it cannot stay), then everything else.
+(`versions`), then everything else. Who gets past the credentials is told why it cannot stay.
 A malformed frame closes that client and nothing else.
 
 Runs on the raylet's event loop and never blocks: what a client does not read waits in its buffer.
@@ -47,6 +47,12 @@ _LENGTH = struct.Struct("<I")
 def _brings_descriptor(message: ToRaylet) -> bool:
     """A ring's; a channel to another node has none, though one may have been read along with it."""
     return message.WhichOneof("body") == "channel_open" and not message.channel_open.target_node_id
+
+
+def _wrong_token(token: str) -> str:
+    """For a process of this user, which could read the token's file as well."""
+    given = "another token than this cluster's, or one that was replaced" if token else "no token"
+    return f"the raylet (pid {os.getpid()}) refused this process: it showed {given}"
 
 
 @dataclass(slots=True, eq=False)
@@ -171,19 +177,25 @@ class ClientServer:
             self._events.on_message(client, message, fd)
             return
         register = message.register
-        if message.WhichOneof("body") != "register" or not self._access.accepts_known(register.token):
+        if message.WhichOneof("body") != "register":
             raise ValueError("not registered")
+        if not self._access.accepts_known(register.token):
+            self._refuse(client, common_pb2.UNAUTHENTICATED, _wrong_token(register.token))
+            return
         theirs = versions.Versions(register.protocol_version, register.python_version)
         unfit = versions.ours(versions.CLIENTS).refusal(theirs, "this node", "this process")
         if unfit:
-            failure = common_pb2.Failure(kind=common_pb2.INVALID_ARGUMENT, message=unfit)
-            self.send(client, ToWorker(registered=Registered(failure=failure)))
-            self.drop(client)
-            self.flush()
+            self._refuse(client, common_pb2.INVALID_ARGUMENT, unfit)
             return
         client.registered = True
         del self._strangers[client]
         self._events.on_register(client, register)
+
+    def _refuse(self, client: Client, kind: common_pb2.ErrorKind, why: str) -> None:
+        """Tell it, and let it go."""
+        self.send(client, ToWorker(registered=Registered(failure=common_pb2.Failure(kind=kind, message=why))))
+        self.drop(client)
+        self.flush()
 
     # ---- writing ----
 

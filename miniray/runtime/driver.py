@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from miniray._proto import common_pb2 as common
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import worker_pb2 as wire
+from miniray.exceptions import AuthenticationError
 from miniray.runtime.interrupts import Interrupts
 from miniray.runtime.raylet_client import RayletClient
 from miniray.runtime.worker import CoreWorker, set_current
@@ -27,8 +29,9 @@ def connect_driver(
     log_to_driver: bool = True,
     local_mode: bool = False,
 ) -> CoreWorker:
-    """Join a node as a driver: a new job. ConnectionError says why it was refused.
+    """Join a node as a driver: a new job.
 
+    AuthenticationError for a token that is not the cluster's, ConnectionError for any other refusal.
     `local_mode`: what it starts runs in this process (`local_mode`).
     """
     client = RayletClient(socket_path)
@@ -40,6 +43,8 @@ def connect_driver(
     info, fd = client.register(wire.Register(token=token, is_driver=True, job=job))
     if info.failure.kind or fd < 0:
         client.close()
+        if info.failure.kind == common.UNAUTHENTICATED:
+            raise AuthenticationError(info.failure.message)
         raise ConnectionError(info.failure.message or "the raylet did not hand out the store")
     kind: type[CoreWorker] = CoreWorker
     if local_mode:

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 import threading
 from collections import deque
 from collections.abc import Callable
 
+from miniray import config
 from miniray._proto.worker_pb2 import Register, Registered, ToRaylet, ToWorker
 from miniray.runtime import versions
 
 MAX_MESSAGE = 512 << 20
+LATE_S = 5.0
+"""A raylet that takes longer to answer a new driver is spoken of."""
 _LENGTH = struct.Struct("<I")
 _CREDENTIALS = struct.Struct("3i")
 
@@ -44,12 +48,27 @@ class RayletClient:
         ours = versions.ours(versions.CLIENTS)
         register.protocol_version, register.python_version = ours.protocol, ours.python
         self.send(ToRaylet(register=register))
+        self._say_when_late(register.is_driver)
         message = self.receive()
         if message is None:
             raise ConnectionError(
-                "the raylet closed the connection during registration (wrong token or user?)"
+                "the raylet closed the connection during registration: it has ended (as it does when its "
+                "head stays away), or has too many connections that have not registered"
             )
         return message.registered, self.take_fd()
+
+    def _say_when_late(self, is_driver: bool) -> None:
+        """A driver is a job that the head must know of: without a head the raylet's answer waits."""
+        answer = select.poll()
+        answer.register(self._sock, select.POLLIN)
+        if is_driver and not answer.poll(LATE_S * 1000):
+            import logging
+
+            logging.getLogger("miniray").warning(
+                "The raylet has not answered for %.0f s: it, or the head that it waits for, is away or "
+                "overloaded. It ends when it cannot reach its head for %g s.",
+                LATE_S, config.get("head_reconnect_s"),
+            )  # fmt: skip
 
     def send(self, message: ToRaylet, fd: int | None = None) -> None:
         """Send one message, with a descriptor if given. Never raises for a dead raylet."""
