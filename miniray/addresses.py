@@ -47,24 +47,31 @@ def _asked(address: str | None) -> str | None:
 
 
 def _of_join_string(text: str) -> str:
-    """The address in a join string that holds. AuthenticationError when it was revoked."""
+    """Where a join string leads: to a node of its cluster here, else there from outside.
+
+    AuthenticationError when it was revoked, as far as can be said on this machine.
+    """
     from miniray.runtime import join_string
 
     joined = join_string.parse(text)
-    here = [session.token() for session in sessions.living() if session.address == joined.address]
-    if here and joined.token not in here:
+    here = [session for session in sessions.living() if session.address == joined.address]
+    if here and joined.token not in [session.token() for session in here]:
         raise exceptions.AuthenticationError(
             f"the join string for {joined.address} does not hold (any more): its token was replaced. "
             "`miniray token show` on the head's machine prints the one that does"
         )
-    return joined.address
+    has_node = any(session.kind == "node" and not session.is_drivers_own for session in here)
+    return joined.address if has_node else f"{OUTSIDE_SCHEMES[0]}{text.strip()}"
 
 
 def _running_cluster() -> str | None:
     """The address of the newest cluster with a node here; None when there is none."""
-    return next(
-        (found.address for found in sessions.living() if found.kind == "node" and found.address), None
-    )
+    return next((node.address for node in _nodes() if node.address and not node.is_drivers_own), None)
+
+
+def _nodes() -> list[sessions.Session]:
+    """All that run here, newest first."""
+    return [session for session in sessions.living() if session.kind == "node"]
 
 
 def _same(address: str, other: str) -> bool:
@@ -89,13 +96,17 @@ def find(where: str, given: list[str]) -> Any:
             f"When connecting to an existing cluster, {' and '.join(given)} must not be provided: its "
             f"nodes ({where}) have said what they offer. address='local' starts a session of its own."
         )
-    nodes = [session for session in sessions.living() if session.kind == "node"]
-    if where == "auto" and nodes:
-        # The newest cluster; a driver's private session only if there is nothing else.
-        newest = next((node for node in nodes if node.address), nodes[0])
+    nodes = _nodes()
+    shared = [node for node in nodes if not node.is_drivers_own]
+    if where == "auto" and shared:
+        # The newest cluster; a driver's local session only if there is nothing else.
+        newest = next((node for node in shared if node.address), shared[0])
         where = newest.address or newest.directory
-    for node in reversed(nodes):  # of a cluster's nodes here the first: the head's
-        if where == node.directory or (node.address and _same(where, node.address)):
+    for node in reversed(shared):  # of a cluster's nodes here the first: the head's
+        if node.address and _same(where, node.address):
+            return node
+    for node in nodes:
+        if where == node.directory:
             return node
     if where == "auto":
         raise ConnectionError(

@@ -3,7 +3,7 @@
 The driver gets a node of its own, which takes no work and ends with it, and whose connections all go
 through the head's port (`runtime.tunnel`). So everything is what it is elsewhere: objects that are put are
 in shared memory of this machine, and what is got comes there. `ray://` is another name for it, as is a join
-string behind either. Ray's client is another thing: a proxy in the cluster that a driver talks to.
+string behind either, or alone. Ray's client is another thing: a proxy in the cluster that a driver talks to.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from miniray import config
 from miniray.runtime.launch import Launch, LocalSession
 
 
-def start(where: str) -> LocalSession:
-    """Start this driver's node. ConnectionError says why the cluster cannot be joined."""
+def start(where: str, store_bytes: int | None = None) -> LocalSession:
+    """Start this driver's node, with a store of so many bytes. ConnectionError: why it cannot join."""
     from miniray.runtime.daemon import NodeOptions
 
     address, token, fingerprint = _target(where.partition("://")[2].rstrip("/"))
@@ -27,14 +27,16 @@ def start(where: str) -> LocalSession:
     options = NodeOptions(
         gcs_address=address, token=token, fingerprint=fingerprint.hex(), behind_head=True,
         plain=bool(config.get("insecure_plaintext")), node_name=f"client {os.uname().nodename}",
-        driver_pid=os.getpid(),
+        driver_pid=os.getpid(), object_store_memory=store_bytes,
     )  # fmt: skip
     with Launch("node") as launch:
         try:
             launch.send(options)
-            return LocalSession(launch.ready())
+            session = LocalSession(launch.ready())
         except RuntimeError as error:
             raise ConnectionError(str(error)) from None
+    session.cluster = address
+    return session
 
 
 def _target(rest: str) -> tuple[str, str, bytes]:

@@ -66,6 +66,7 @@ def init(
 
     Args:
         address: miniray://HOST:PORT (or ray://): a cluster that has no node here, through its head's port.
+            A join string: the node of its cluster here, else the same.
             None: MINIRAY_ADDRESS or RAY_ADDRESS if set, else a cluster that runs here, else a
             new local session. "local": a new local session. "auto", HOST:PORT or a session
             directory: attach.
@@ -115,16 +116,14 @@ def init(
         given = [name for name, value in offered.items() if value is not None]
         where = addresses.resolve(address, given)
         if where is not None and kwargs.get("_system_config"):
-            raise ValueError(
-                f"When connecting to an existing cluster ({where}), _system_config must not be provided."
-            )
+            raise ValueError("When connecting to an existing cluster, _system_config must not be provided.")
         may_hook = not kwargs.get("_skip_env_hook") and not addresses.is_outside(where)
         job, packages = driver_job.describe(namespace, runtime_env, job_config, may_hook)
         job["logging"] = driver_job.logging_of(logging_config)
         _exit_on_sigterm()
         node = (
             _start(launch, offered, kwargs, preload) if where is None
-            else _join_from_outside(where) if addresses.is_outside(where)
+            else _join_from_outside(where, offered) if addresses.is_outside(where)
             else addresses.find(where, given)
         )  # fmt: skip
         log = config.get("log_to_driver") if log_to_driver is None else log_to_driver
@@ -214,12 +213,18 @@ def _start(
     return _daemon
 
 
-def _join_from_outside(where: str) -> LocalSession:
+def _join_from_outside(where: str, offered: Mapping[str, Any]) -> LocalSession:
     """Start this driver's own node of a cluster elsewhere."""
     global _daemon, _daemon_owner
     from miniray import outside
 
-    _daemon = outside.start(where)
+    given = [name for name, value in offered.items() if value is not None and name != "object_store_memory"]
+    if given:
+        raise ValueError(
+            f"a driver outside the cluster offers it nothing: {' and '.join(given)} must not be provided "
+            f"with {where.partition('://')[0]}:// or a join string (object_store_memory may be)"
+        )
+    _daemon = outside.start(where, _store_bytes(offered["object_store_memory"]))
     _daemon_owner = os.getpid()
     atexit.register(_at_exit)
     return _daemon
@@ -278,7 +283,7 @@ def _connect(
         cpus = worker.node_info.total.amounts["CPU"] / options.UNIT
         _logger().info("Started a local Ray instance. It has %g CPUs (%s).", cpus, address)
     else:
-        _logger().info("Connected to Ray cluster. %s", _view_of(address))
+        _logger().info("Connected to Ray cluster. %s", getattr(node, "cluster", "") or _view_of(address))
     return _context
 
 

@@ -21,6 +21,7 @@ NAMESPACE = "_ray_internal_job_submission"
 GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 GRACE_S = 3.0
 POLL_S = 0.25
+EXPLAIN_S = 2.0
 
 _RUNS = {0: JobStatus.RUNNING, 1: JobStatus.SUCCEEDED, 2: JobStatus.FAILED}
 
@@ -128,11 +129,15 @@ class JobSubmissionClient:
     def get_job_info(self, job_id: str) -> JobDetails:
         """One submitted job. RuntimeError when there is none of this id."""
         with self._attached() as request:
-            return self._details(request, job_id)
+            details = self._details(request, job_id)
+            if details.status == JobStatus.PENDING:
+                details.message = _why_pending(request, job_id) or details.message
+            return details
 
     def get_job_status(self, job_id: str) -> JobStatus:
         """How far it is."""
-        return self.get_job_info(job_id).status
+        with self._attached() as request:
+            return self._details(request, job_id).status
 
     def list_jobs(self) -> list[JobDetails]:
         """Submitted jobs, and drivers that people have started, oldest first."""
@@ -269,6 +274,18 @@ def _supervisor(request: Request, submission_id: str) -> Any:
     listed = request("actor_list", gcs.ActorList(namespace=NAMESPACE)).actors.actors
     name = _name(submission_id)
     return next((actor for actor in reversed(listed) if actor.spec.name == name), None)
+
+
+def _why_pending(request: Request, submission_id: str) -> str:
+    """What the supervisor waits for, "" when that is not known."""
+    from miniray.runtime import explaining
+
+    actor = _supervisor(request, submission_id)
+    if actor is None:
+        return ""
+    actor_id = actor.spec.actor_id
+    found = explaining.ask(lambda query: request("explain", query).explanation, actor_id, EXPLAIN_S)
+    return "\n  because ".join(["Job has not started yet", *found.chain]) if found.chain else ""
 
 
 def _dead() -> int:

@@ -40,6 +40,8 @@ class LocalSession:
         self.token: str = ready["token"]
         self.node_id: str = ready["node_id"]
         self.pid: int = ready["pid"]
+        self.cluster = ""
+        """HOST:PORT of the head, where that is elsewhere."""
 
     def end(self, within_s: float = 5.0) -> None:
         """Tell the daemon to end and wait until it has; kills it after `within_s`.

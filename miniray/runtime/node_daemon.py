@@ -231,7 +231,8 @@ class NodeDaemon:
     def _publish(self, info: common.NodeInfo) -> None:
         sessions.write_private(os.path.join(self._directory, "token"), self._access.token)
         sessions.publish(self._directory, "node", address=self._options.gcs_address,
-                         node_id=info.node_id.hex(), socket=self._socket_path)
+                         node_id=info.node_id.hex(), socket=self._socket_path,
+                         is_drivers_own=self._options.behind_head)
         tell_ready(self._options.ready_fd, {
             "session_dir": self._directory, "socket": self._socket_path, "token": self._access.token,
             "node_id": info.node_id.hex(), "pid": os.getpid(), "port": info.port})

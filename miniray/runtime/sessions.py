@@ -44,6 +44,8 @@ class Session:
     """Seconds since the epoch."""
     http: str = ""
     """A head's HTTP server, "http://HOST:PORT"; "" when it has none."""
+    is_drivers_own: bool = False
+    """A node that a driver outside its cluster has for itself, and that ends with it."""
 
     def token(self) -> str:
         """The cluster's token; OSError when the file is gone."""
@@ -78,11 +80,13 @@ def write_private(path: str, text: str) -> None:
 
 
 def publish(
-    directory: str, kind: str, *, address: str, node_id: str = "", socket: str = "", http: str = ""
+    directory: str, kind: str, *, address: str, node_id: str = "", socket: str = "", http: str = "",
+    is_drivers_own: bool = False,
 ) -> None:
     """Announce this process as the daemon of `directory`; it can be reached from now on."""
     assert kind in KINDS, kind
-    info = {"pid": os.getpid(), "address": address, "node_id": node_id, "socket": socket, "http": http}
+    info = {"pid": os.getpid(), "address": address, "node_id": node_id, "socket": socket, "http": http,
+            "is_drivers_own": is_drivers_own}  # fmt: skip
     write_private(os.path.join(directory, f"{kind}.json"), json.dumps(info))
 
 
@@ -130,7 +134,7 @@ def _read(directory: str, kind: str) -> Session | None:
         written_at = os.stat(path).st_mtime
         return Session(
             kind, directory, int(info["pid"]), info["address"], info["node_id"], info["socket"], written_at,
-            info.get("http", ""),
+            info.get("http", ""), bool(info.get("is_drivers_own")),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError):
         return None
