@@ -115,5 +115,6 @@ def find(where: str, given: list[str]) -> Any:
         )
     raise ConnectionError(
         f"no node of a cluster at {where} runs on this machine: "
-        f"start one with `miniray start --join STRING`, or --address {where}"
+        f"start one with `miniray start --join STRING`, or --address {where}; from a machine that shall "
+        f"have none, connect to miniray://{where} or with the join string"
     )

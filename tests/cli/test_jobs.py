@@ -25,4 +25,8 @@ def test_jobs_are_submitted_followed_listed_and_stopped(miniray: Run) -> None:
     rows = {row["submission_id"]: row for row in json.loads(miniray("job", "list", "--json").stdout)}
     assert [rows[name]["status"] for name in ("one", "two", "three")] == ["SUCCEEDED", "FAILED", "STOPPED"]
     assert rows["three"]["metadata"] == {"a": "b"}
-    assert "does not exist" in miniray("job", "status", "four", code=1).stderr
+    for asked in (("status", "four"), ("logs", "--follow", "four")):
+        said = miniray("job", *asked, code=1).stderr
+        assert said.startswith("Error: Job 'four' does not exist") and said.count("\n") == 1
+    miniray("job", "submit", "--no-wait", "--submission-id=five", "--entrypoint-num-cpus=99", "--", "true")
+    assert "no node has 99 CPU" in miniray("job", "status", "five").stdout

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import psutil
 import pytest
 
 from tests.cli.test_cluster import ROOT, start_head
-from tests.system.support import eventually
+from tests.system.support import Script, eventually, kill
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -140,11 +142,64 @@ def test_a_client_that_is_killed_leaves_nothing_and_speaks_to_one_port_only(
     assert "alive" in miniray("list", "nodes").stdout and "running" not in miniray("list", "jobs").stdout
 
 
-def test_a_wrong_token_is_refused_by_name(miniray: Run, outside: dict[str, str]) -> None:
-    address = start_head(miniray)
-    done = subprocess.run(
-        [sys.executable, "-c", f"import miniray; miniray.init('miniray://{address}')"],
-        cwd=ROOT, capture_output=True, text=True, env=outside | {"MINIRAY_AUTH_TOKEN": "wrong"},
-        timeout=120, check=False,
+def tried(outside: dict[str, str], call: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """`miniray.init` outside, with what it is called with."""
+    return subprocess.run(
+        [sys.executable, "-c", f"import miniray; miniray.init({call})"],
+        cwd=outside["MINIRAY_TMPDIR"], env=outside | {"PYTHONPATH": str(ROOT)} | more,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.returncode == 1 and "ConnectionError" in done.stderr and "token" in done.stderr
+
+
+def test_who_cannot_come_in_is_told_why(
+    miniray: Run, environment: dict[str, str], outside: dict[str, str], tmp_path: Path
+) -> None:
+    where = f"miniray://{start_head(miniray)}"
+    refused = tried(outside, repr(where), MINIRAY_AUTH_TOKEN="wrong")
+    assert refused.returncode == 1 and re.search("ConnectionError: .*token", refused.stderr)
+    token = {"MINIRAY_AUTH_TOKEN": token_of(environment)}
+    refused = tried(outside, f"{where!r}, num_cpus=2", **token)
+    assert re.search("ValueError: .*offers it nothing: num_cpus", refused.stderr)
+    refused = tried(outside, repr(where), PYTHONPATH=of_protocol(99, tmp_path), **token)
+    assert refused.returncode == 1
+    assert re.search("ConnectionError: .*speaks protocol 99: install the same miniray", refused.stderr)
+
+
+def of_protocol(number: int, directory: Path) -> str:
+    """The same miniray, but that it speaks another protocol; for PYTHONPATH."""
+    shutil.copytree(ROOT / "miniray", directory / "miniray", copy_function=os.symlink)
+    versions = directory / "miniray" / "runtime" / "versions.py"
+    versions.unlink()
+    text = (ROOT / "miniray" / "runtime" / "versions.py").read_text()
+    versions.write_text(re.sub("^DAEMONS = .*", f"DAEMONS = {number}", text, flags=re.MULTILINE))
+    return str(directory)
+
+
+OWN_NODE = """
+ray.init(os.environ["JOIN"], object_store_memory=100 << 20, configure_logging=False)
+context = ray.get_runtime_context()
+
+@ray.remote
+def where(): return ray.get_runtime_context().get_node_id()
+
+say(node=context.get_node_id(), far=ray.get(where.remote()))
+input()
+say(far=ray.get(where.remote()))
+"""
+
+
+@pytest.mark.slow
+def test_drivers_outside_come_by_a_join_string_and_each_has_its_own_node(
+    miniray: Run, outside: dict[str, str]
+) -> None:
+    start_head(miniray)
+    environment = {**outside, "JOIN": miniray("token", "show").stdout.strip()}
+    with Script(OWN_NODE, **environment) as first, Script(OWN_NODE, **environment) as second:
+        one, two = first.hear(), second.hear()
+        assert one["far"] == two["far"] and len({one["node"], two["node"], one["far"]}) == 3
+        auto = tried(outside, "'auto'")
+        assert "ConnectionError: Could not find any running" in auto.stderr, "their nodes are nobody else's"
+        kill(first.process.pid)
+        second.go_on()
+        assert second.hear() == {"far": one["far"]}
+        second.wait()

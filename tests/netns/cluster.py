@@ -5,6 +5,7 @@ Each host has its own directory of sessions, so nothing on one sees another but 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -56,9 +57,11 @@ class NetCluster:
     def __init__(
         self, hosts: Sequence[Host], cpus: Sequence[int], directory: str, *, store_bytes: int = 150 << 20,
         join: int | None = None, plain: bool = False, six: bool = False, seen_at: Sequence[str] = (),
+        keeps_tables: bool = False,
     ) -> None:
         """`join`: how many hosts take part at first, all by default. `plain`: without encryption.
-        `six`: over IPv6. `seen_at`: where each is reached, if not at its own address."""
+        `six`: over IPv6. `seen_at`: where each is reached, if not at its own address.
+        `keeps_tables`: the head can be started again when it was killed."""
         self.hosts = hosts
         self._listen = [host.address6 if six else host.address for host in hosts]
         self._seen_at = seen_at
@@ -68,13 +71,15 @@ class NetCluster:
         self._store_bytes = store_bytes
         self._directory = directory
         self._plain = plain
+        self._later_heads: list[subprocess.Popen[bytes]] = []
         self._secrets = {"MINIRAY_AUTH_TOKEN": os.urandom(32).hex()}
         for host in self.hosts:
             os.makedirs(self._home(host), exist_ok=True)
         try:
-            said = self.start(self.hosts[0], "--head", f"--port={PORT}", "--storage=:memory:")
+            tables = () if keeps_tables else ("--storage=:memory:",)
+            said = self.start(self.hosts[0], "--head", f"--port={PORT}", *tables)
             if not plain:
-                (self._join,) = JOIN.findall(said)
+                (self.join_string,) = JOIN.findall(said)
             each(self.join, self.hosts[1:join])
         except BaseException:
             self.close()
@@ -100,7 +105,7 @@ class NetCluster:
 
     def join(self, host: Host, *arguments: str, code: int = 0) -> str:
         """A node on this host."""
-        where = [f"--address={self.address}"] if self._plain else [f"--join={self._join}"]
+        where = [f"--address={self.address}"] if self._plain else [f"--join={self.join_string}"]
         return self.start(host, *where, *arguments, code=code)
 
     def run(self, host: Host, *arguments: str, code: int = 0) -> str:
@@ -125,11 +130,28 @@ class NetCluster:
             os.kill(pid, signal.SIGKILL)
         eventually(lambda: not host.processes(), f"processes on {host.name}")
 
+    def kill_head(self) -> None:
+        """The head's process is gone; the node beside it goes on."""
+        (path,) = Path(self._home(self.hosts[0])).glob("miniray-*/head.json")
+        os.kill(json.loads(path.read_text())["pid"], signal.SIGKILL)
+        eventually(lambda: not path.parent.exists(), "its session directory")
+
+    def start_head_again(self) -> None:
+        """With the tables that it had."""
+        host = self.hosts[0]
+        self._later_heads.append(subprocess.Popen(
+            [*host.enter, sys.executable, "-m", "miniray",
+             "head", f"--port={PORT}", f"--host={host.address}"],
+            cwd=ROOT, env=os.environ | self.environment(host) | self._secrets,
+            stdout=subprocess.DEVNULL))  # fmt: skip
+
     def close(self) -> None:
         """Stop every daemon. Nothing may run on any host then."""
         for host in self.hosts:
             host.put_cable()
         each(lambda host: self.run(host, "stop"), [host for host in self.hosts if host.processes()])
+        for head in self._later_heads:
+            head.wait(START_S)
         for host in self.hosts:
             eventually(lambda: not host.processes(), f"processes on {host.name}")
             assert not list(Path(self._home(host)).glob("miniray-*"))

@@ -99,6 +99,13 @@ class Host:
         """The opposite of `lose_way_to`."""
         ip("-n", self.name, "route", "del", "blackhole", f"{other.address}/32")
 
+    def admit_to(self, port: int, other: Host) -> None:
+        """Of this host the other reaches this TCP port and nothing else; this host does not reach it."""
+        for host, far, which in ((other, self, "dport"), (self, other, "sport")):
+            rule = ("-n", host.name, "rule", "add", "to", far.address)
+            ip(*rule, "ipproto", "tcp", which, str(port), "lookup", "main", "pref", "100")
+            ip(*rule, "blackhole", "pref", "200")
+
     def limit(self, megabits: int) -> None:
         """This host sends at most so many megabits a second."""
         ip("-n", self.name, "qdisc", "replace", "dev", "eth0", "root", "tbf",

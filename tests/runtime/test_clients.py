@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from miniray._proto import common_pb2
 from miniray._proto.worker_pb2 import ChannelOpen, Register, ToRaylet, ToWorker
 from miniray.runtime import versions
 from miniray.runtime.clients import Client, ClientEvents, ClientServer
@@ -57,12 +58,16 @@ async def test_a_descriptor_goes_to_the_ring_it_was_sent_with(tmp_path: Path) ->
         server.close()
 
 
-@pytest.mark.parametrize(("theirs", "named"), [
-    (Register(protocol_version=99), f"speaks protocol {versions.CLIENTS}, .* speaks protocol 99"),
-    (Register(python_version="2.7"), r"runs Python 3\.\d+, this process runs Python 2.7"),
+@pytest.mark.parametrize(("theirs", "kind", "named"), [
+    (Register(token="secret", protocol_version=99), common_pb2.INVALID_ARGUMENT,
+     f"speaks protocol {versions.CLIENTS}, .* speaks protocol 99"),
+    (Register(token="secret", python_version="2.7"), common_pb2.INVALID_ARGUMENT,
+     r"runs Python 3\.\d+, this process runs Python 2.7"),
+    (Register(token="wrong", protocol_version=99), common_pb2.UNAUTHENTICATED, "it showed another token"),
+    (Register(), common_pb2.UNAUTHENTICATED, "it showed no token"),
 ])
-async def test_a_driver_of_another_version_is_told_so_and_let_go(
-    tmp_path: Path, theirs: Register, named: str
+async def test_who_cannot_stay_is_told_why_and_let_go(
+    tmp_path: Path, theirs: Register, kind: common_pb2.ErrorKind, named: str
 ) -> None:
     greeted: list[Client] = []
     server = ClientServer(str(tmp_path / "raylet.sock"), "secret", ClientEvents(
@@ -70,10 +75,11 @@ async def test_a_driver_of_another_version_is_told_so_and_let_go(
         greeted.append, lambda client, slow: None))  # fmt: skip
     try:
         reader, writer = await asyncio.open_unix_connection(str(tmp_path / "raylet.sock"))
-        theirs.token = "secret"
         writer.write(framed(ToRaylet(register=theirs)))
         data = await asyncio.wait_for(reader.read(), 30)
-        assert re.search(named, ToWorker.FromString(data[4:]).registered.failure.message)
+        failure = ToWorker.FromString(data[4:]).registered.failure
+        assert failure.kind == kind and re.search(named, failure.message)
+        assert "secret" not in failure.message
         assert not greeted
         writer.close()
     finally:
