@@ -8,6 +8,7 @@ a dashboard (`http://…`) stands for the cluster on its host.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
@@ -164,9 +165,10 @@ class JobSubmissionClient:
         """What it writes, until it has ended; "" when there is nothing new: wait a little."""
         with self._attached() as request:
             reader = records.LogReader(request, job_id)
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in two reads
             while True:
                 has_ended = self._details(request, job_id).status.is_terminal()
-                text = reader.read().decode("utf-8", "replace")
+                text = decoder.decode(reader.read(), final=has_ended)
                 if text or not has_ended:
                     yield text
                 if has_ended:

@@ -75,9 +75,6 @@ def ones(n): return numpy.ones(n, numpy.uint8)
 @ray.remote(num_cpus=0, max_retries=0)
 def slow(n): time.sleep(0.05); return n
 
-@ray.remote(num_cpus=0, max_retries=0)
-def stay(): say_pid(); time.sleep(1000)
-
 @ray.remote(num_cpus=0, num_returns="streaming", max_retries=0)
 def count(n):
     for i in range(n):

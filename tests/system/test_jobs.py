@@ -118,12 +118,14 @@ def test_a_runtime_env_that_cannot_be_made_fails_the_job(client: JobSubmissionCl
 
 
 def test_following_a_log_yields_all_of_it_and_ends_with_the_job(client: JobSubmissionClient) -> None:
-    name = client.submit_job(entrypoint="for i in 1 2 3; do echo line $i; sleep 0.3; done")
+    name = client.submit_job(  # the third line is written in the middle of a character
+        entrypoint="printf 'line 1\\nline 2\\nline \\303'; sleep 1.2; printf '\\251\\n'"
+    )
 
     async def follow() -> str:
         return "".join([text async for text in client.tail_job_logs(name)])
 
-    assert asyncio.run(follow()) == "line 1\nline 2\nline 3\n"
+    assert asyncio.run(follow()) == "line 1\nline 2\nline \u00e9\n"
 
 
 def test_of_a_long_log_the_end_is_kept(client: JobSubmissionClient, monkeypatch: pytest.MonkeyPatch) -> None:
