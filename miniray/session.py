@@ -283,7 +283,9 @@ def _connect(
         cpus = worker.node_info.total.amounts["CPU"] / options.UNIT
         _logger().info("Started a local Ray instance. It has %g CPUs (%s).", cpus, address)
     else:
-        _logger().info("Connected to Ray cluster. %s", getattr(node, "cluster", "") or _view_of(address))
+        elsewhere = getattr(node, "cluster", "")
+        place = f"Its head is at {elsewhere}" if elsewhere else _view_of(address)
+        _logger().info("Connected to Ray cluster. %s", place)
     return _context
 
 
