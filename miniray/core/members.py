@@ -28,6 +28,7 @@ from miniray.core.policy import NodeView
 from miniray.core.pubsub import PubSub
 from miniray.core.rankings import Rankings
 from miniray.core.resources import Resources
+from miniray.core.roster import Roster
 from miniray.core.views import Views
 
 TABLE = "node"
@@ -81,9 +82,8 @@ class Members:
         self.living: dict[bytes, Member] = {}
         self.dead: dict[bytes, pb.NodeInfo] = {}
         self._refused_at: dict[bytes, float] = {}
-        self._views = Views(desk)
-        self._rows: dict[bytes, pb.NodeInfo] = {}
-        """Of the living nodes."""
+        self._roster = Roster()
+        self._views = Views(desk, self._roster)
         self._sweep_at: float | None = None
 
     # ---- joining
@@ -94,7 +94,7 @@ class Members:
             self.dead[info.node_id] = info
         else:
             self.living[info.node_id] = Member(info, NodeView.of(info), now, {})
-            self._rows[info.node_id] = info
+            self._roster.put(info)
             self._sweep_at = now + SWEEP_S
 
     def refusal(self, node_id: bytes) -> str:
@@ -125,7 +125,7 @@ class Members:
         self.living[info.node_id] = Member(row, view, now, dict(view.available), True, sent)
         self.view[info.node_id] = view
         self.rankings.touched(info.node_id)
-        self._rows[info.node_id] = row
+        self._roster.put(row)
         self._refused_at.pop(info.node_id, None)
         if self._sweep_at is None:
             self._sweep_at = now + SWEEP_S
@@ -137,7 +137,7 @@ class Members:
 
     def full_view(self) -> gcs.NodeMessage:
         """All living nodes, awaited ones too (they are no less alive), for one that has just registered."""
-        return self._views.whole(self._rows)
+        return self._roster.whole()
 
     # ---- living
 
@@ -292,7 +292,7 @@ class Members:
             del self.dead[oldest]
             self._desk.persist(TABLE, oldest, None)
         self._desk.note(now, node_id, cause.message)
-        self._rows.pop(node_id, None)
+        self._roster.drop(node_id)
         self._views.row_changed(now, node_id)
         self._pubsub.published("node", node_id, node=info)
         self._pubsub.node_gone(node_id)
@@ -339,7 +339,7 @@ class Members:
     def _tell(self, now: float) -> None:
         due = self._views.next_deadline()
         if due is not None and now >= due:
-            self._views.tick(now, self._rows, self.dead, list(self.view))
+            self._views.tick(now, self.dead, list(self.view))
 
     # ---- looking in
 
@@ -381,8 +381,9 @@ class Members:
                     expected = member.reported.get(name, 0) - unseen.get(name, 0)
                     assert amount == expected, f"placements of {name} do not add up"
         self.rankings.check()
-        assert list(self._rows) == list(self.living)
-        assert all(self._rows[node_id] is member.info for node_id, member in self.living.items())
+        self._roster.check()
+        assert list(self._roster.rows) == list(self.living)
+        assert all(self._roster.rows[node_id] is member.info for node_id, member in self.living.items())
         for info in self.dead.values():
             assert info.state == pb.NODE_DEAD
 

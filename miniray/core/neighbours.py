@@ -24,6 +24,7 @@ from miniray._proto import gcs_pb2
 from miniray.core import resources
 from miniray.core.policy import NodeView
 from miniray.core.relay import node_died
+from miniray.core.roster import unpack
 
 LOST_KEPT = 1024
 
@@ -45,8 +46,7 @@ class Neighbours:
 
     def view_arrived(self, now: float, view: gcs_pb2.ClusterView) -> list[tuple[bytes, common.Failure]]:
         """News from the GCS. Returns the nodes that are dead by it, and why."""
-        if view.packed:
-            view.MergeFromString(view.packed)
+        unpack(view)
         dead = []
         for info in view.nodes:
             if info.node_id == self.node_id:

@@ -12,7 +12,8 @@ bytes of the first fit the rate. Between two of them changes of a node gather in
 hear of each other after `PAUSE_S`; of two thousand that all change, each hears of all figures every
 ten seconds or so, and of who has come and gone within a second. A message counts as `MESSAGE_BYTES` more.
 
-Rows are encoded once, when they have changed, for all who join. Pure; part of `core.members`.
+Who joins gets all rows as the `Roster` keeps them: as they were told to the others last, for what has
+changed since is about to be told to everybody. Pure; part of `core.members`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from collections.abc import Mapping
 from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core.desk import Desk
+from miniray.core.roster import Roster, packed
 
 PAUSE_S = 0.05
 """Broadcasts of one kind are at least so far apart."""
@@ -39,14 +41,13 @@ _FIGURES, _TOTALS, _ROW = 0, 1, 2
 class Views:
     """See the module head."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, roster: Roster) -> None:
         self._desk = desk
+        self._roster = roster
         self._changed: dict[bytes, int] = {}
         self._urgent: dict[bytes, int] = {}
         self._urgent_at = 0.0
         self._figures_at = 0.0
-        self._encoded: dict[bytes, bytes] = {}
-        """Rows of living nodes as part of an encoded `ClusterView`; made when they are asked for."""
 
     # ---- what has changed
 
@@ -63,12 +64,13 @@ class Views:
         self._note(now, node_id, _FIGURES)
 
     def _note(self, now: float, node_id: bytes, what: int) -> None:
-        self._encoded.pop(node_id, None)
         if what == _FIGURES and node_id not in self._urgent:
             if not self._changed:
                 self._figures_at = max(now, self._figures_at)
             self._changed[node_id] = what
             return
+        if what == _ROW:
+            self._roster.stale(node_id)
         self._changed.pop(node_id, None)
         if not self._urgent:
             self._urgent_at = max(now, self._urgent_at)
@@ -83,30 +85,27 @@ class Views:
             dues.append(self._figures_at)
         return min(dues, default=None)
 
-    def tick(
-        self, now: float, rows: Mapping[bytes, pb.NodeInfo], gone: Mapping[bytes, pb.NodeInfo],
-        readers: list[bytes],
-    ) -> None:  # fmt: skip
-        """Tell `readers` what is due of the living nodes' `rows`, and of those that are `gone`."""
+    def tick(self, now: float, gone: Mapping[bytes, pb.NodeInfo], readers: list[bytes]) -> None:
+        """Tell `readers` what is due of the living nodes, and of those that are `gone`."""
         if self._urgent and now >= self._urgent_at:
             changed, self._urgent = self._urgent, {}
-            sent = self._broadcast(changed, rows, gone, readers)
+            sent = self._broadcast(changed, gone, readers)
             self._urgent_at = now + max(PAUSE_S, sent / URGENT_BYTES_PER_S)
         if self._changed and now >= self._figures_at:
             changed, self._changed = self._changed, {}
-            sent = self._broadcast(changed, rows, gone, readers)
+            sent = self._broadcast(changed, gone, readers)
             self._figures_at = now + max(PAUSE_S, sent / FIGURES_BYTES_PER_S)
 
     def _broadcast(
-        self, changed: dict[bytes, int], rows: Mapping[bytes, pb.NodeInfo],
-        gone: Mapping[bytes, pb.NodeInfo], readers: list[bytes],
+        self, changed: dict[bytes, int], gone: Mapping[bytes, pb.NodeInfo], readers: list[bytes]
     ) -> int:  # fmt: skip
         """One message for everybody; a node is not told about itself alone. Returns its cost in bytes."""
         view = gcs.ClusterView()
         for node_id, what in changed.items():
-            info = rows.get(node_id) or gone.get(node_id)
+            info = self._roster.rows.get(node_id) or gone.get(node_id)
             if info is None:
                 continue
+            self._roster.stale(node_id)
             if what == _ROW:
                 view.nodes.append(info)
             else:
@@ -115,20 +114,8 @@ class Views:
                     figures.total.CopyFrom(info.total)
         if not view.nodes and not view.figures:
             return 0
-        packed = view.SerializeToString()
-        message = gcs.NodeMessage(view=gcs.ClusterView(packed=packed))
+        message = gcs.NodeMessage(view=packed(view))
         told = [node_id for node_id in readers if not (len(changed) == 1 and node_id in changed)]
         for node_id in told:
             self._desk.send(node_id, message)
-        return (len(packed) + MESSAGE_BYTES) * len(told)
-
-    def whole(self, rows: Mapping[bytes, pb.NodeInfo]) -> gcs.NodeMessage:
-        """All of `rows`, for a node that has just come."""
-        encoded = self._encoded
-        pieces = []
-        for node_id, info in rows.items():
-            piece = encoded.get(node_id)
-            if piece is None:
-                piece = encoded[node_id] = gcs.ClusterView(nodes=[info]).SerializeToString()
-            pieces.append(piece)
-        return gcs.NodeMessage(view=gcs.ClusterView(full=True, packed=b"".join(pieces)))
+        return (message.ByteSize() + MESSAGE_BYTES) * len(told)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-DAEMONS = 4
+DAEMONS = 5
 """The protocol between daemons, and of commands with the head."""
 CLIENTS = 1
 """The protocol of a raylet with drivers and workers of its machine."""

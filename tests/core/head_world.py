@@ -15,6 +15,7 @@ from miniray.core import ids
 from miniray.core import resources as res
 from miniray.core.contract import Persist, Send
 from miniray.core.head import Answer, Head, HeadOptions
+from miniray.core.roster import unpack
 
 
 def node_id(number: int) -> bytes:
@@ -87,7 +88,7 @@ class World:
                 self.replies[copy.reply.request_id] = copy.reply
             else:
                 if copy.HasField("view"):
-                    copy.view.MergeFromString(copy.view.packed)
+                    unpack(copy.view)
                 self.inbox.setdefault(effect.peer[0], []).append(copy)
         else:
             assert isinstance(effect, Answer)

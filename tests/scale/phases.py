@@ -6,7 +6,7 @@ Each phase returns the processor time that the head spent in it and how often wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from miniray._proto import common_pb2 as common
 from miniray._proto import gcs_pb2 as gcs
@@ -70,12 +70,16 @@ class HollowCluster:
         self._request = 0
         self._beating = 0.0
         """Seconds of the head's core per second for heartbeats alone."""
+        self._joined_node_s = 0.0
+        """How long each node was there already while nodes joined, summed up."""
 
     def phases(self) -> list[Phase]:
         """All of them, in order."""
         size = self.size
         joined = self._phase("node joins", size.nodes, self._join)
         self._rest()
+        beats = self._beating * self._joined_node_s / size.nodes
+        joined = replace(joined, seconds=joined.seconds - beats)
         return [
             joined,
             self._phase("actor made", size.actors, self._make_actors),
@@ -113,12 +117,15 @@ class HollowCluster:
 
     def _join(self) -> None:
         members = self.head.head.members
+        joined_at = []
         for number in range(self.size.nodes):
             sees = number % max(1, self.size.nodes // SEEING) == 0
             self.nodes.append(HollowNode(self.clock, self.head, number + 1, CPUS, sees=sees))
+            joined_at.append(self.clock.now)
             self.clock.run(self.clock.now + 0.002)
         self.clock.run(lambda: len(members.view) == self.size.nodes)
         self.clock.run(self.clock.now + 0.5)
+        self._joined_node_s = sum(self.clock.now - at for at in joined_at)
 
     def _make_actors(self) -> None:
         first = self.nodes[0]
