@@ -22,9 +22,9 @@ from dataclasses import dataclass, field, replace
 from miniray._proto import common_pb2 as common
 from miniray._proto import gcs_pb2
 from miniray.core import resources
+from miniray.core.packing import unpack_view
 from miniray.core.policy import NodeView
 from miniray.core.relay import node_died
-from miniray.core.roster import unpack
 
 LOST_KEPT = 1024
 
@@ -46,7 +46,7 @@ class Neighbours:
 
     def view_arrived(self, now: float, view: gcs_pb2.ClusterView) -> list[tuple[bytes, common.Failure]]:
         """News from the GCS. Returns the nodes that are dead by it, and why."""
-        unpack(view)
+        unpack_view(view)
         dead = []
         for info in view.nodes:
             if info.node_id == self.node_id:

@@ -38,6 +38,7 @@ from miniray.core.leases import Leases
 from miniray.core.memory import Memory, Owner
 from miniray.core.neighbours import Neighbours
 from miniray.core.node_effects import CloseFd, ForgetPeer, StopNode, Survey, to_client
+from miniray.core.packing import unpacked_publications
 from miniray.core.policy import NodeView
 from miniray.core.pool import DRIVER, Pool
 from miniray.core.relay import Relay, node_died
@@ -212,7 +213,7 @@ class Node:
         elif kind == "publication":
             self._published(now, message.publication)
         elif kind == "publications":
-            for publication in gcs_pb2.Publications.FromString(message.publications).publications:
+            for publication in unpacked_publications(message.publications):
                 self._published(now, publication)
         elif kind == "view":
             self._view_arrived(now, message.view)

@@ -12,8 +12,9 @@ What exceeds the limits is dropped and the subscriber gets `resync`: it must ask
 
 News that every node gets and that may come by the hundred (the ends of workers) is *gathered*: the
 first goes out with the `tick` of its own turn, what follows within `GATHER_S` as one message for all
-readers, encoded once. A subscription on the channel sends what has gathered first, so who joins
-later gets only what is published later.
+readers, encoded once. With many readers that time grows: they are told at a rate in bytes, as of views.
+A subscription on the channel sends what has gathered first, so who joins later gets only what is
+published later.
 
 A subscriber is *held* while its link is down or has too much queued; the shell says so through
 `Head.node_congested`. Pure; part of `Head`.
@@ -28,6 +29,8 @@ from typing import Any
 
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core.desk import Desk
+from miniray.core.packing import packed_publications
+from miniray.core.views import MESSAGE_BYTES, URGENT_BYTES_PER_S
 
 STATE_CHANNELS = {"actor": None, "node": None, "job": None, "group": None, "worker": None}
 
@@ -38,7 +41,7 @@ PENDING_DATA = 1_000
 """Data publications kept for one held subscriber, per channel."""
 
 GATHER_S = 0.05
-"""Messages of one gathering channel are at least so far apart."""
+"""Messages of one gathering channel are at least so far apart, and farther where many read it."""
 
 GATHER_LIMIT = 500
 """Publications in one message; more go out before their time."""
@@ -158,25 +161,29 @@ class PubSub:
         """Time has reached `now`: what has gathered long enough goes out."""
         for channel, gathered in self._gathered.items():
             if gathered.waiting and now >= gathered.due_at:
-                self._send_gathered(channel)
-                gathered.due_at = now + GATHER_S
+                sent = self._send_gathered(channel)
+                gathered.due_at = now + max(GATHER_S, sent / URGENT_BYTES_PER_S)
 
-    def _send_gathered(self, channel: str) -> None:
-        """Everything to those who want all of the channel, single ones to those who want one key."""
+    def _send_gathered(self, channel: str) -> int:
+        """Everything to those who want all of the channel, single ones to those who want one key.
+
+        Returns what telling the former cost in bytes."""
         gathered = self._gathered.get(channel)
         if gathered is None or not gathered.waiting:
-            return
+            return 0
         waiting, gathered.waiting = gathered.waiting, []
         for publication in waiting:
             for node_id in self._readers(channel, publication.key)[1]:
                 self._send(node_id, publication)
-        message = _together(waiting)
-        for node_id in self._subscribers.get((channel, b""), ()):
+        message = packed_publications(waiting)
+        wide = self._subscribers.get((channel, b""), {})
+        for node_id in wide:
             if node_id not in self._held:
                 self._desk.send(node_id, message)
                 continue
             for publication in waiting:
                 self._send(node_id, publication)
+        return (message.ByteSize() + MESSAGE_BYTES) * len(wide)
 
     # ---- slow subscribers
 
@@ -231,11 +238,3 @@ class PubSub:
         for (channel, _), nodes in self._subscribers.items():
             counts[channel] = counts.get(channel, 0) + len(nodes)
         return {"subscriptions": counts, "held": [node.hex()[:12] for node in self._held]}
-
-
-def _together(publications: list[gcs.Publication]) -> gcs.NodeMessage:
-    """One message for many readers."""
-    if len(publications) == 1:
-        return gcs.NodeMessage(publication=publications[0])
-    packed = gcs.Publications(publications=publications).SerializeToString()
-    return gcs.NodeMessage(publications=packed)

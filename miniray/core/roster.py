@@ -15,20 +15,13 @@ Pure; part of `core.members`.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
+from miniray.core.packing import deflated
 
 PAGE_ROWS = 64
-
-DEFLATED_BYTES = 4 << 10
-"""What is larger than this, and sent to many, is deflated."""
-
-_LEVEL = 1
-"""Rows are alike: higher levels take longer and save nothing."""
 
 
 @dataclass(slots=True)
@@ -101,21 +94,6 @@ def _plain(page: _Page) -> bytes:
 
 def _deflated(page: _Page) -> bytes:
     if not page.deflated:
-        page.deflated = zlib.compress(_plain(page), _LEVEL)
+        page.deflated = deflated(_plain(page))
         page.plain = b""
     return page.deflated
-
-
-def packed(view: gcs.ClusterView) -> gcs.ClusterView:
-    """The same view in encoded form, deflated if it is large: for many readers."""
-    data = view.SerializeToString()
-    if len(data) < DEFLATED_BYTES:
-        return gcs.ClusterView(packed=data)
-    return gcs.ClusterView(deflated=[zlib.compress(data, _LEVEL)])
-
-
-def unpack(view: gcs.ClusterView) -> None:
-    """Add to `view` what it holds in encoded form, in order."""
-    pieces: Iterable[bytes] = (*map(zlib.decompress, view.deflated), view.packed)
-    for piece in pieces:
-        view.MergeFromString(piece)

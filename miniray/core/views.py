@@ -23,7 +23,8 @@ from collections.abc import Mapping
 from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core.desk import Desk
-from miniray.core.roster import Roster, packed
+from miniray.core.packing import packed_view
+from miniray.core.roster import Roster
 
 PAUSE_S = 0.05
 """Broadcasts of one kind are at least so far apart."""
@@ -114,7 +115,7 @@ class Views:
                     figures.total.CopyFrom(info.total)
         if not view.nodes and not view.figures:
             return 0
-        message = gcs.NodeMessage(view=packed(view))
+        message = gcs.NodeMessage(view=packed_view(view))
         told = [node_id for node_id in readers if not (len(changed) == 1 and node_id in changed)]
         for node_id in told:
             self._desk.send(node_id, message)

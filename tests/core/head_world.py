@@ -15,7 +15,7 @@ from miniray.core import ids
 from miniray.core import resources as res
 from miniray.core.contract import Persist, Send
 from miniray.core.head import Answer, Head, HeadOptions
-from miniray.core.roster import unpack
+from miniray.core.packing import unpack_view, unpacked_publications
 
 
 def node_id(number: int) -> bytes:
@@ -88,7 +88,7 @@ class World:
                 self.replies[copy.reply.request_id] = copy.reply
             else:
                 if copy.HasField("view"):
-                    unpack(copy.view)
+                    unpack_view(copy.view)
                 self.inbox.setdefault(effect.peer[0], []).append(copy)
         else:
             assert isinstance(effect, Answer)
@@ -243,5 +243,5 @@ def one_by_one(message: gcs.NodeMessage) -> list[gcs.NodeMessage]:
     """The publications of one message as messages of their own; any other message as it is."""
     if message.WhichOneof("body") != "publications":
         return [message]
-    together = gcs.Publications.FromString(message.publications)
-    return [gcs.NodeMessage(publication=publication) for publication in together.publications]
+    together = unpacked_publications(message.publications)
+    return [gcs.NodeMessage(publication=publication) for publication in together]

@@ -7,7 +7,7 @@ import pytest
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core import pubsub
 from miniray.core.contract import Send
-from tests.core.head_world import World, address, node_id, worker_id
+from tests.core.head_world import World, address, node_id, one_by_one, worker_id
 
 
 @pytest.fixture
@@ -181,6 +181,32 @@ def test_deaths_of_one_turn_go_together_and_are_encoded_once(world: World) -> No
     assert len(sent) == 2 and sent[0] is sent[1], "one message for both readers"
     world.settle()
     assert deaths(world) == deaths(world, node=3) == [50, 51]
+
+
+def test_many_deaths_are_deflated(world: World) -> None:
+    subscribe(world, "worker")
+    for worker in range(50, 150):
+        world.fail_worker(1, worker)
+    assert deaths(world) == [50]
+    world.sleep(1)
+    (message,) = [m for m in world.inbox[2] if m.WhichOneof("body") == "publications"]
+    plain = gcs.Publications(publications=[m.publication for m in one_by_one(message)])
+    assert message.ByteSize() < plain.ByteSize() / 2
+    assert deaths(world) == list(range(51, 150))
+
+
+def test_where_many_read_of_deaths_they_are_told_more_rarely(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pubsub, "URGENT_BYTES_PER_S", pubsub.MESSAGE_BYTES)   # two messages in two seconds
+    subscribe(world, "worker", node=1)
+    subscribe(world, "worker")
+    for worker in (50, 51):
+        world.fail_worker(1, worker)
+    world.sleep(1.9)
+    assert deaths(world) == [50] == deaths(world, node=1)
+    world.sleep(0.5)
+    assert deaths(world) == [51] == deaths(world, node=1)
 
 
 def test_a_late_subscriber_hears_each_death_once(world: World) -> None:

@@ -10,7 +10,8 @@ from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core import roster as rosters
 from miniray.core.neighbours import Neighbours
-from miniray.core.roster import DEFLATED_BYTES, PAGE_ROWS, Roster, packed, unpack
+from miniray.core.packing import LARGE_BYTES, packed_view, unpack_view
+from miniray.core.roster import PAGE_ROWS, Roster
 from tests.core.head_world import World, amounts, node_id
 
 
@@ -22,7 +23,7 @@ def told(roster: Roster) -> list[str]:
     """Names in the view of a joiner, after a journey over the wire."""
     view = gcs.NodeMessage.FromString(roster.whole().SerializeToString()).view
     assert view.full
-    unpack(view)
+    unpack_view(view)
     return [row.node_name for row in view.nodes]
 
 
@@ -83,11 +84,11 @@ def test_a_changed_row_costs_its_page_once() -> None:
 
 def test_large_views_are_deflated_and_small_ones_are_not() -> None:
     few, many = (gcs.ClusterView(nodes=[info(n) for n in range(count)]) for count in (3, 200))
-    small, large = packed(few), packed(many)
+    small, large = packed_view(few), packed_view(many)
     assert small.packed and not small.deflated
-    assert not large.packed and large.ByteSize() < many.ByteSize() / 2 and many.ByteSize() > DEFLATED_BYTES
+    assert not large.packed and large.ByteSize() < many.ByteSize() / 2 and many.ByteSize() > LARGE_BYTES
     for view, wanted in ((small, few), (large, many)):
-        unpack(view)
+        unpack_view(view)
         assert list(view.nodes) == list(wanted.nodes)
 
 

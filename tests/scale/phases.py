@@ -234,6 +234,7 @@ class HollowCluster:
             self.nodes[0].request(self.driver, actor_kill=gcs.ActorKill(actor_id=actor_id, no_restart=True))
             self.clock.run(self.clock.now + 0.0005)
         self.clock.run(self.clock.now + 0.5)
+        self.clock.run(lambda: self.head.head.pubsub.next_deadline() is None)
 
     def _lose_nodes(self) -> None:
         for node in self.nodes[-self._lost :]:
