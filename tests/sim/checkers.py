@@ -16,6 +16,8 @@ from miniray.core.head import Head
 from .world import Violation
 
 if TYPE_CHECKING:
+    from miniray.core.directory import ObjectEntry
+
     from .cluster import Cluster
     from .node import SimNode
     from .worker import SimWorker
@@ -105,13 +107,21 @@ def kept_by_actors(cluster: Cluster) -> dict[bytes, None]:
     for oid in found:       # grows meanwhile
         for worker in cluster.owners():
             entry = worker.owner.directory.find(oid)
-            inner = [] if entry is None or entry.rare is None else list(entry.rare.contents)
-            if entry is not None and entry.task is not None:
-                inner += entry.task.held or ()      # its lineage
-            fresh = [one.id for one in inner if one.id not in kept]
+            fresh = [one.id for one in _below(entry) if one.id not in kept]
             kept.update(dict.fromkeys(fresh))
             found += fresh
     return kept | {actor: None for actor, handle in oracle.handles.items() if handle in kept}
+
+
+def _below(entry: ObjectEntry | None) -> list[ObjectEntry]:
+    """What is inside an object and what it was made of, that of freed objects too: they may be made again."""
+    found = [] if entry is None else [entry]
+    for one in found:       # grows meanwhile
+        inner = [] if one.rare is None else list(one.rare.contents)
+        if one.task is not None:
+            inner += one.task.held or ()
+        found += [other for other in inner if other not in found]
+    return found[1:]
 
 
 def _owner_left(worker: SimWorker, kept: dict[bytes, None]) -> list[str]:
