@@ -99,8 +99,8 @@ def test_wrong_arguments(kwargs, error, text):
     assert not ray.is_initialized()
 
 
-def test_private_options_are_ignored():
-    ray.init(num_cpus=1, _system_config={"x": 1}, _temp_dir="/nowhere", include_dashboard=False)
+def test_private_options_are_ignored(tmp_path):
+    ray.init(num_cpus=1, _system_config={"x": 1}, _temp_dir=str(tmp_path), include_dashboard=False)
     assert ray.get(ray.put(1)) == 1
 
 

@@ -117,8 +117,11 @@ def test_the_session_directory_is_private_and_says_how_to_connect(session: Local
 
 @pytest.mark.parametrize("token", ["", "wrong", "ä"])
 def test_a_wrong_token_gets_nothing(session: LocalSession, token: str) -> None:
-    with pytest.raises(ConnectionError):
-        Driver(session, token)
+    stranger = Driver(session, token)
+    assert stranger.info.failure.kind == common.UNAUTHENTICATED and stranger.store_fd < 0
+    assert not stranger.info.job_id and not stranger.info.node.node_id
+    assert stranger.client.receive() is None, "the connection is closed"
+    stranger.close()
     driver = Driver(session)
     assert driver.info.job_id, "others are served as before"
     driver.close()

@@ -66,7 +66,7 @@ def test_without_the_library_the_drivers_files_are_read(nvml: Any, monkeypatch: 
 
 
 def test_without_a_driver_nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "SIGNS", ("/nowhere",))
+    monkeypatch.setattr(gpus, "SIGNS", ("/no/such/sign",))
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
     assert gpus.visible() == [] and "pynvml" not in sys.modules
 
@@ -83,7 +83,7 @@ def test_what_is_visible_is_what_cuda_would_see(
 
 
 def test_devices_that_are_named_count_where_none_can_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "SIGNS", ("/nowhere",))
+    monkeypatch.setattr(gpus, "SIGNS", ("/no/such/sign",))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert gpus.visible() == [Gpu(""), Gpu("")]
 
