@@ -65,6 +65,11 @@ class Asker:
 LAST_FRAMES_S = 1.0
 
 
+def cancellation(record: TaskRecord) -> pb.Failure:
+    """The error of a task that was given up."""
+    return pb.Failure(kind=pb.TASK_CANCELLED, message="cancelled")
+
+
 class SimWorker:
     """See the module head. A driver has no executor."""
 
@@ -79,6 +84,7 @@ class SimWorker:
         self.job_id = b""
         self.ready = Future()
         self.owner = Owner(self.address, cluster.lineage_bytes)
+        self.owner.cancelled_error = cancellation
         self.peers = Peers(self)
         self.actors = Actors(self)
         self.executor = None if is_driver else Executor(self)
@@ -194,8 +200,7 @@ class SimWorker:
         if record is None:
             return
         self.world.note(self.name, f"cancels {self.world.name(record.id)}")
-        failure = pb.Failure(kind=pb.TASK_CANCELLED, message="cancelled")
-        if not self.owner.cancelled(self.world.now, record, failure):
+        if not self.owner.cancelled(self.world.now, record, cancellation(record)):
             self.peers.send(record.remote.address, ("cancel", record.call))
         self.end_turn()
 
