@@ -142,7 +142,10 @@ class LeaseQueue:
                 self._end(request)
 
     def peer_lost(self, now: float, node_id: bytes) -> None:
-        """A node has died: its own requests go, those that were sent there are placed again."""
+        """A node has died: what came from there goes, what was sent there is placed again.
+
+        What its clients asked for by way of another node goes back there, which ends it as well.
+        """
         self.abroad = {lease: key for lease, key in self.abroad.items() if lease[0] != node_id}
         for request in list(self.known.values()):
             if request.via == node_id:
@@ -150,6 +153,9 @@ class LeaseQueue:
             elif request.forwarded == node_id:
                 request.forwarded = b""
                 self.place(now, request)
+            elif request.via and not request.forwarded and request.message.requester.node_id == node_id:
+                self._leave(request)
+                self._give_back(request)
 
     def _end(self, request: Request) -> None:
         del self.known[request.key]

@@ -283,6 +283,7 @@ class Leases:
         self.requests.requester_gone(worker_id)
         why = f"the owner of its task, worker {worker_id.hex()[:8]}, has ended"
         self._end_held(now, why, lambda grant: grant.key[0] == worker_id)
+        self.dispatch(now)
 
     def peer_lost(self, now: float, node_id: bytes) -> None:
         """A node has died: leases its clients held end, requests sent there are placed again."""
@@ -292,13 +293,13 @@ class Leases:
         self.dispatch(now)
 
     def _end_held(self, now: float, reason: str, held: Callable[[Grant], bool]) -> None:
+        """End leases whose holders are gone; the caller dispatches once their requests are gone too."""
         for grant in [g for g in self.grants.values() if held(g) and not g.actor_id]:
             worker = self.pool.workers.get(grant.worker_id)
             self.release(now, grant, dispatch=False)
             if worker is not None and worker.state == BUSY:
                 worker.grant_id = 0
                 self.pool.stop(now, worker, reason, force=True)
-        self.dispatch(now)
 
     def job_ended(self, now: float, job_id: bytes, keep: dict[bytes, None]) -> None:
         """Requests of the job go, and grants that still wait for a worker, but those of workers in `keep`."""

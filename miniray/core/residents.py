@@ -123,8 +123,8 @@ class Residents:
         self._complete(worker, failure)
         self.node.stories.note(now, worker_id, failure.message)
         actor_id = self.node.hosting.worker_gone(worker_id)
+        self.node.leases.holder_gone(now, worker_id)    # first, or it would be granted what it has had
         self.node.leases.worker_gone(now, worker)
-        self.node.leases.holder_gone(now, worker_id)
         self.node.transfer.client_gone(now, worker_id)
         self.node.memory.client_gone(worker_id)
         self.node.bridge.client_gone(worker_id)

@@ -9,6 +9,8 @@ from miniray._proto import common_pb2 as common
 from miniray._proto import worker_pb2
 from miniray.core import lease_queue
 
+STRANGER = b"z" * 28
+
 
 def cpu_free(rig: Rig) -> float:
     return rig.node.resources.available.get("CPU", 0) / UNIT
@@ -275,6 +277,55 @@ def test_a_lost_node_sends_requests_back_and_ends_leases_held_from_there() -> No
     assert cpu_free(rig) == 1 and len(rig.stops()) == 1
     (reply,) = rig.messages(driver, "lease_reply")
     assert "CPU" in reply.pending_reason, "placed again: nowhere, and told so"
+
+
+def test_what_a_lost_node_held_goes_to_the_living_not_to_its_own_next_request() -> None:
+    rig = Rig(CPU=1)
+    driver = rig.driver()
+    rig.boot_all()
+    rig.peer(CPU=0)
+    gone = common.Address(node_id=PEER, worker_id=b"y" * 28)
+    for request_id in (5, 6):
+        rig.from_peer(lease_request=worker_pb2.LeaseRequest(
+            request_id=request_id, requester=gone, scheduling_class=scheduling_class(), hops=1))
+    ours = rig.ask(driver)
+    assert [reply.request_id for reply in rig.to(PEER, "lease_reply") if reply.lease_id] == [5]
+    rig.node.peer_lost(rig.now, PEER, common.Failure())
+    rig.settle()
+    assert not [reply for reply in rig.to(PEER, "lease_reply") if reply.lease_id]
+    rig.boot_all()
+    assert [grant.request_id for grant in rig.grants(driver)] == [ours]
+
+
+def test_what_a_lost_node_asked_for_through_another_goes_back_there() -> None:
+    rig = Rig(CPU=1)
+    driver = rig.driver()
+    rig.boot_all()
+    rig.ask(driver)
+    (held,) = rig.grants(driver)
+    rig.peer(CPU=0)
+    rig.peer(STRANGER, CPU=0)
+    requester = common.Address(node_id=STRANGER, worker_id=b"y" * 28)
+    request = worker_pb2.LeaseRequest(
+        request_id=5, requester=requester, scheduling_class=scheduling_class(), hops=2)
+    rig.from_peer(lease_request=request)
+    rig.node.peer_lost(rig.now, STRANGER, common.Failure())
+    rig.settle()
+    (back,) = rig.to(PEER, "lease_reply")
+    assert back.failure.kind == common.UNAVAILABLE and back.requester == requester
+    rig.give_back(driver, held.lease_id)
+    assert cpu_free(rig) == 1 and not rig.node.requests.known
+
+
+def test_what_an_ended_worker_held_is_not_granted_to_its_own_next_request() -> None:
+    rig = Rig(CPU=1)
+    driver = rig.driver()
+    rig.boot_all()
+    rig.ask(driver)
+    (held,) = rig.grants(driver)
+    rig.ask(held.worker.worker_id)
+    rig.exit(held.worker.worker_id)
+    assert not rig.starts and not rig.stops() and cpu_free(rig) == 1
 
 
 def test_a_grant_nobody_waits_for_goes_straight_back() -> None:
