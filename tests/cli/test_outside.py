@@ -111,7 +111,7 @@ def test_the_whole_api_works_through_the_heads_port(
     assert done.returncode == 0 and "all well" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_client_that_is_killed_leaves_nothing_and_speaks_to_one_port_only(
     miniray: Run, environment: dict[str, str], outside: dict[str, str], number: int
 ) -> None:

@@ -409,6 +409,7 @@ def far(tmp_path: Path) -> dict[str, str]:
         "MINIRAY_SPILL_DIR": f"far://{tmp_path}/far"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_far_file_system_may_fail_and_is_left_empty(tmp_path: Path, far: dict[str, str]) -> None:
     def files() -> list[Path]:
         return [path for path in (tmp_path / "far").rglob("*") if path.is_file()]
