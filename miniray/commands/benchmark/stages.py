@@ -73,9 +73,12 @@ class Recorder:
 
     def sample(self, on: bool) -> None:
         """Begin or end sampling the main thread by its CPU time."""
-        signal.signal(signal.SIGPROF, self._sampled if on else signal.SIG_DFL)
+        if on:
+            signal.signal(signal.SIGPROF, self._sampled)
         interval = SAMPLE_S if on else 0.0
         signal.setitimer(signal.ITIMER_PROF, interval, interval)
+        if not on:  # not the default: a signal that is still under way would end the process
+            signal.signal(signal.SIGPROF, signal.SIG_IGN)
 
     def _sampled(self, _number: int, frame: FrameType | None) -> None:
         if frame is not None:
