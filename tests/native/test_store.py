@@ -457,4 +457,5 @@ def test_the_mutex_is_not_waited_for_beyond_its_timeout(store: Store) -> None:
     child.kill()
     store.reap_client(slot)
     store.set_lock_timeout(None)
-    assert store.stats()["used"] == 0 and store.stats()["rebuilds"] == 1
+    # What the view kept is gone; a small object whose put was just done may be there.
+    assert store.stats()["used"] < 1000 and store.stats()["rebuilds"] == 1
