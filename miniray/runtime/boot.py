@@ -25,9 +25,9 @@ def interpreter() -> list[str]:
 
 def enter_bare_package() -> None:
     """Make `miniray.…` importable without its `__init__`."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    parent = os.path.dirname(root)
     own = os.path.dirname(os.path.abspath(__file__))    # -I and -P leave it out
+    root = os.path.dirname(own)
+    parent = os.path.dirname(root)
     sys.path[:] = [entry for entry in sys.path if entry and os.path.abspath(entry) != own]
     if parent not in sys.path:
         sys.path.insert(0, parent)

@@ -21,6 +21,8 @@ import socket
 from typing import Any
 from urllib.parse import unquote
 
+from miniray.runtime.host import unmapped
+
 MAX_STRANGERS = 256
 """Connections without the token that are kept."""
 LOOK_EVERY_S = 1.0
@@ -121,7 +123,7 @@ class _Look:
 
 def _peer(host: str, port: int) -> Peer:
     address = ipaddress.ip_address(host.partition("%")[0])
-    return str(getattr(address, "ipv4_mapped", None) or address), port
+    return str(unmapped(address)), port
 
 
 def _descriptors() -> list[int]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 import os
 import socket
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from miniray import config
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
 
 CGROUP = "/sys/fs/cgroup"
 NO_LIMIT = 1 << 62
@@ -42,6 +45,11 @@ def is_any(address: str) -> bool:
 def endpoint(host: str, port: int) -> str:
     """HOST:PORT as text; an IPv6 address gets its brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    """An IPv4 address that is written as an IPv6 one, as itself."""
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def address_towards(host: str) -> str:

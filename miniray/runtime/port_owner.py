@@ -13,6 +13,8 @@ import os
 import socket
 import sys
 
+from miniray.runtime.host import unmapped
+
 TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 LISTENING = "0A"
 
@@ -22,7 +24,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 def stranger_at(address: str) -> int | None:
     """The uid of another user who listens at HOST:PORT of loopback; None when there is none. OSError."""
     host, _, port = address.rpartition(":")
-    wanted = {_plain(ipaddress.ip_address(str(row[4][0]).partition("%")[0]))
+    wanted = {unmapped(ipaddress.ip_address(str(row[4][0]).partition("%")[0]))
               for row in socket.getaddrinfo(host.strip("[]"), None)}
     if not port.isdigit() or not all(one.is_loopback for one in wanted):
         return None
@@ -54,8 +56,4 @@ def _listening(table: str, port: int) -> list[tuple[_Address, int]]:
 def _address(text: str) -> _Address:
     """Of words of 32 bits in hexadecimal, each in this machine's order."""
     words = [int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8)]
-    return _plain(ipaddress.ip_address(b"".join(words)))
-
-
-def _plain(address: _Address) -> _Address:
-    return getattr(address, "ipv4_mapped", None) or address
+    return unmapped(ipaddress.ip_address(b"".join(words)))

@@ -18,13 +18,12 @@ from collections.abc import Callable
 
 from miniray import config
 from miniray._proto.worker_pb2 import Register, Registered, ToRaylet, ToWorker
-from miniray.runtime import versions
+from miniray.runtime import agent, versions
 
 MAX_MESSAGE = 512 << 20
 LATE_S = 5.0
 """A raylet that takes longer to answer a new driver is spoken of."""
 _LENGTH = struct.Struct("<I")
-_CREDENTIALS = struct.Struct("3i")
 
 
 class RayletClient:
@@ -135,8 +134,7 @@ class RayletClient:
 
 def _demand_own(sock: socket.socket, path: str) -> None:
     """ConnectionError unless this user, or root, listens: it gets our token, and what it sends is run."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _pid, uid, _gid = _CREDENTIALS.unpack(raw)
+    _pid, uid = agent.peer_credentials(sock)
     if uid not in (os.getuid(), 0):
         sock.close()
         raise ConnectionError(f"at {path} listens another user (uid {uid}): that is no raylet of ours")

@@ -57,8 +57,7 @@ class TlsSocket:
 
     async def handshake(self, loop: asyncio.AbstractEventLoop) -> None:
         """OSError when the other end is not who it should be, or gone."""
-        assert self._ssl is not None
-        await self._when_possible(loop, self._ssl.do_handshake)
+        await self._when_possible(loop, self._session.do_handshake)
 
     async def unwrap(self, loop: asyncio.AbstractEventLoop) -> None:
         """TLS is over: what is sent and received from now on is bare."""

@@ -26,6 +26,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from miniray.runtime.access import Access
+from miniray.runtime.host import unmapped
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -142,11 +143,7 @@ def _is_own_address(host: str, server: tuple[str, int | None] | None) -> bool:
         given = ipaddress.ip_address(name)
     except ValueError:
         return False
-    return _unmapped(given) == _unmapped(local)
-
-
-def _unmapped(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> object:
-    return getattr(address, "ipv4_mapped", None) or address
+    return unmapped(given) == unmapped(local)
 
 
 def _with_headers(send: Send) -> Send:

@@ -25,9 +25,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml.gan.config import BATCHNORMS, TrainConfig
 from ml.gan.machine import usable_cores
@@ -40,8 +39,7 @@ _PATIENCE_S = 600.0
 _PLAIN, _STEPS = "plain", "steps"
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """What one turn measured: images/s of all, and CPU seconds of all processes per 1,000 images."""
 
     rate: float
@@ -119,8 +117,7 @@ def _inside(config: TrainConfig, options: argparse.Namespace) -> int:
     total = torch.tensor(time.process_time() - used_s)
     dist.all_reduce(total)
     if rank == 0:
-        cost = Cost(_rate(rates), 1e3 * total.item() / counted)
-        print(_SAID + json.dumps([cost.rate, cost.cpu_s]), flush=True)
+        print(_SAID + json.dumps(Cost(_rate(rates), 1e3 * total.item() / counted)), flush=True)
     dist.barrier()
     dist.destroy_process_group()
     return 0
@@ -236,20 +233,16 @@ def _show(options: argparse.Namespace, costs: dict[str, list[Cost]]) -> None:
         "one process": f"one process of {n} threads: plain PyTorch",
     }
     for name, text in names.items():
-        rate, cpu_s = (statistics.median(values) for values in zip(*map(_pair, costs[name])))
+        rate, cpu_s = (statistics.median(values) for values in zip(*costs[name]))
         print(f"  {text:<40} {rate:>9,.0f} {cpu_s:>16.2f}")
 
     def ratio(of: str, to: str, at: int) -> float:
-        return statistics.median(_pair(a)[at] / _pair(b)[at] for a, b in zip(costs[of], costs[to]))
+        return statistics.median(a[at] / b[at] for a, b in zip(costs[of], costs[to]))
 
     print(f"  {'share of the engine in a step, of time':<40} {1 - ratio('miniray', 'steps', 0):>9.1%}")
     print(f"  {'share of the engine in a step, of CPU':<40} {1 - ratio('steps', 'miniray', 1):>9.1%}")
     print(f"  {'miniray against torchrun':<40} {ratio('miniray', 'plain', 0):>8.2f}x")
     print(f"  {'miniray against one process':<40} {ratio('miniray', 'one process', 0):>8.2f}x")
-
-
-def _pair(cost: Cost) -> tuple[float, float]:
-    return cost.rate, cost.cpu_s
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ml.gan import data
 from ml.gan.config import WAYS, TrainConfig
 from ml.gan.machine import usable_cores
-from ml.gan.options import HelpFormatter, count, positive
+from ml.gan.options import command, count, positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,12 +34,7 @@ _PROGRESS_EVERY_S = 10.0
 
 def parser() -> argparse.ArgumentParser:
     """The command line; every default is shown by --help."""
-    found = argparse.ArgumentParser(
-        prog="python -m ml.gan.compare",
-        description="Train by workers and by one plain PyTorch process, and measure both.",
-        usage="%(prog)s [options]",
-        formatter_class=HelpFormatter,
-    )
+    found = command("compare", "Train by workers and by one plain PyTorch process, and measure both.")
     found.add_argument("--dataset", default="mnist5k", metavar="NAME", help=" | ".join(data.names()))
     found.add_argument("--data-dir", metavar="DIR", help="where the data set's files lie; searched first")
     found.add_argument("--parallel", choices=WAYS, default="ddp", help="see ml.gan.train")

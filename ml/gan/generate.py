@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.gan.machine import usable_cores
-from ml.gan.options import ADDRESS_HELP, DEVICES, HelpFormatter, count, positive, seed, unusable
+from ml.gan.options import ADDRESS_HELP, DEVICES, command, count, positive, seed, unusable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,11 +35,8 @@ _CALLS_PER_WORKER = 2  # in flight: one being drawn, one waiting
 
 def parser() -> argparse.ArgumentParser:
     """The command line; every default is shown by --help."""
-    found = argparse.ArgumentParser(
-        prog="python -m ml.gan.generate",
-        description="Draw images with a trained generator; a seed gives the same ones for any --workers.",
-        usage="%(prog)s [options]",
-        formatter_class=HelpFormatter,
+    found = command(
+        "generate", "Draw images with a trained generator; a seed gives the same ones for any --workers."
     )
     found.add_argument(
         "--model", default="./models/gan/generator.pth", metavar="FILE", help=".pth or .safetensors"

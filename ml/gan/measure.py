@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ml.gan import data, readers
-from ml.gan.options import HelpFormatter, count, seed
+from ml.gan.options import command, count, seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,12 +24,7 @@ _FEWEST = 2
 
 def parser() -> argparse.ArgumentParser:
     """The command line; every default is shown by --help."""
-    found = argparse.ArgumentParser(
-        prog="python -m ml.gan.measure",
-        description="Measure a generator, or a folder of images, against a data set.",
-        usage="%(prog)s [options]",
-        formatter_class=HelpFormatter,
-    )
+    found = command("measure", "Measure a generator, or a folder of images, against a data set.")
     what = found.add_mutually_exclusive_group()
     what.add_argument("--model", default="./models/gan/generator.pth", metavar="FILE", help="a generator")
     what.add_argument("--images", metavar="DIR", help="a folder of images, instead of a generator")

@@ -20,6 +20,14 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return text if silent else f"{text} (default: {action.default})".strip()
 
 
+def command(name: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """The command line of `python -m ml.gan.NAME`, still without options."""
+    return argparse.ArgumentParser(
+        prog=f"python -m ml.gan.{name}", description=description, epilog=epilog, usage="%(prog)s [options]",
+        formatter_class=HelpFormatter,
+    )  # fmt: skip
+
+
 def positive(text: str) -> int:
     """An argparse type: an integer of at least 1."""
     value = int(text)

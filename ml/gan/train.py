@@ -24,8 +24,8 @@ from ml.gan.config import BATCHNORMS, FIXED_ON_RESUME, STRATEGIES, WAYS, TrainCo
 from ml.gan.options import (
     ADDRESS_HELP,
     DEVICES,
-    HelpFormatter,
     above_zero,
+    command,
     count,
     fraction,
     positive,
@@ -56,12 +56,9 @@ class UsageError(Exception):
 
 def parser() -> argparse.ArgumentParser:
     """The command line; every default is shown by --help."""
-    found = argparse.ArgumentParser(
-        prog="python -m ml.gan.train",
-        description="Train a DCGAN on 32x32 images: in this process, or in N workers on a cluster.",
-        epilog=_EXAMPLES,
-        formatter_class=HelpFormatter,
-        usage="%(prog)s [options]",
+    found = command(
+        "train", "Train a DCGAN on 32x32 images: in this process, or in N workers on a cluster.",
+        _EXAMPLES,
     )
     _add_where(found.add_argument_group("where"))
     _add_data(found.add_argument_group("data and results"))
