@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from miniray import config
 from miniray._proto import gcs_pb2, raylet_pb2
 from miniray.core.node_effects import ConnectWorkers
-from miniray.runtime import rpc
+from miniray.runtime import rpc, rpc_server
 from miniray.runtime.access import node_name
 from miniray.runtime.bulk import Address, BulkReader, BulkServer, connect_workers
 from miniray.runtime.host import cpu_count, endpoint
@@ -50,7 +50,7 @@ class ClusterLinks:
         self._node_id = raylet.node.node_id
         self._on_stop = on_stop
         self.data_port = 0
-        self._server: rpc.Server | None = None
+        self._server: rpc_server.Server | None = None
         self._bulk: BulkServer | None = None
         self._reader = BulkReader(self._access, streams=max(1, min(MAX_STREAMS, cpu_count() // 2)))
         self._head = rpc.head_link(gcs_address, self._access, self._node_id, FIRST_INCARNATION, LinkEvents(
@@ -71,7 +71,7 @@ class ClusterLinks:
     async def listen(self, host: str, port: int, data_port: int) -> None:
         """Open this node's ports (0: any). PortInUse, RpcError, OSError."""
         objects = self._raylet.objects
-        self._server = await rpc.serve_raylet(host, port, self._access, self._peers, objects.serve)
+        self._server = await rpc_server.serve_raylet(host, port, self._access, self._peers, objects.serve)
         self.port = self._server.port
         self._bulk = BulkServer(
             host, data_port, self._access, objects.open_source, self._connection_came)

@@ -12,7 +12,7 @@ carried out when its row is durable; while the writer works, later turns gather,
 serves them all. A head that cannot write must not go on: `on_fatal` is called once.
 
 Two forms: `GcsShell.local()` for a raylet in the same process (`join`; no storage, no gRPC), and
-`GcsShell.open(storage)` behind the gRPC server of `runtime.rpc` (`serve`, `call`). A node whose
+`GcsShell.open(storage)` behind the gRPC server of `runtime.rpc_server` (`serve`, `call`). A node whose
 stream breaks is probed at its address: refused connections mean that its raylet is gone.
 Everything runs on the loop's thread except `Storage.apply`.
 """

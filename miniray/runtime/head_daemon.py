@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniray._proto import gcs_pb2
-from miniray.runtime import agent, loops, rpc, sessions, state_directory, supervisor
+from miniray.runtime import agent, loops, rpc, rpc_server, sessions, state_directory, supervisor
 from miniray.runtime.admission import is_loopback
 from miniray.runtime.daemon import tell_ready
 from miniray.runtime.gcs import GcsShell
@@ -58,7 +58,7 @@ async def _serve(options: HeadOptions, directory: str) -> int:
     security = HeadSecurity(shell, storage.load(), options.token, directory)
     try:
         _secure(security, options)
-        server = await rpc.serve_gcs(
+        server = await rpc_server.serve_gcs(
             shell, options.host, options.port, security.access, security=security,
             advertise=options.advertise)
     except (rpc.RpcError, OSError):

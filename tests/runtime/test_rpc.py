@@ -14,7 +14,7 @@ import pytest
 from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import raylet_pb2 as raylet
-from miniray.runtime import call_headers, rpc, versions
+from miniray.runtime import call_headers, rpc, rpc_server, versions
 from miniray.runtime.gcs import GcsShell
 from miniray.runtime.links import LinkEvents, PeerEvents, PeerLinks, Stream, StreamEnded
 from miniray.runtime.storage import MemoryStorage, MemoryTables
@@ -46,7 +46,7 @@ class Gcs:
 
     async def start(self) -> Gcs:
         self.shell = GcsShell.open(MemoryStorage(self.tables))
-        self.server = await rpc.serve_gcs(self.shell, "127.0.0.1", self.port, TOKEN, "1.2.3")
+        self.server = await rpc_server.serve_gcs(self.shell, "127.0.0.1", self.port, TOKEN, "1.2.3")
         self.port = self.server.port
         self.address = f"127.0.0.1:{self.port}"
         return self
@@ -109,7 +109,7 @@ async def test_a_wrong_token_is_refused_for_good_and_reveals_nothing(head: Gcs) 
 
 async def test_every_refused_stream_says_why_though_something_is_written_at_once(head: Gcs) -> None:
     """A write that meets the refusal must not be what is told instead."""
-    peers = await rpc.serve_raylet(
+    peers = await rpc_server.serve_raylet(
         "127.0.0.1", 0, TOKEN, PeerLinks(1, raylet.PeerPacket, lambda _: None, rpc.dial_raylet, NO_EVENTS),
         no_chunks)
 
@@ -186,7 +186,7 @@ async def test_other_versions_are_refused_at_every_door(
     head: Gcs, monkeypatch: pytest.MonkeyPatch, theirs: versions.Versions, named: str
 ) -> None:
     """Both sides run here: what a client says of itself is doctored on its way out."""
-    peers = await rpc.serve_raylet(
+    peers = await rpc_server.serve_raylet(
         "127.0.0.1", 0, TOKEN, PeerLinks(1, raylet.PeerPacket, lambda _: None, rpc.dial_raylet, NO_EVENTS),
         no_chunks)
     shown = rpc._VERSION_HEADER, str(theirs)
@@ -250,7 +250,7 @@ async def test_a_dead_address_is_named_and_known_to_refuse() -> None:
 
 async def test_a_taken_port_names_its_holder(head: Gcs) -> None:
     with pytest.raises(rpc.PortInUse, match=rf"port {head.port} is taken by .*pid {os.getpid()}"):
-        await rpc.serve_gcs(head.shell, "127.0.0.1", head.port, TOKEN)
+        await rpc_server.serve_gcs(head.shell, "127.0.0.1", head.port, TOKEN)
 
 
 async def test_messages_survive_a_restart_of_the_head_and_the_reset_is_told() -> None:
@@ -288,7 +288,7 @@ async def test_raylets_talk_and_fetch_from_one_another() -> None:
     peers = {node: links(node) for node in (A, B)}
     servers = {}
     for node in (A, B):
-        servers[node] = await rpc.serve_raylet("127.0.0.1", 0, TOKEN, peers[node], chunks)
+        servers[node] = await rpc_server.serve_raylet("127.0.0.1", 0, TOKEN, peers[node], chunks)
         addresses[node] = f"127.0.0.1:{servers[node].port}"
     peers[A].send(B, raylet.PeerMessage(relay={"frames": b"x" * 5_000_000}))
     peers[B].send(A, raylet.PeerMessage(relay={"frames": b"y"}))

@@ -18,7 +18,7 @@ import pytest
 import miniray as ray
 from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
-from miniray.runtime import certificates, join_string, launch, rpc
+from miniray.runtime import certificates, join_string, launch, rpc, rpc_server
 from miniray.runtime.access import Access, Identity, NotAdmitted
 from miniray.runtime.daemon import HeadOptions
 from miniray.runtime.gcs import GcsShell
@@ -69,7 +69,7 @@ async def test_a_node_that_was_cut_off_meanwhile_learns_the_new_token(tmp_path: 
     shell = GcsShell.open(MemoryStorage(MemoryTables()))
     security = HeadSecurity(shell, [], "former", str(tmp_path))
     security.encrypt()
-    server = await rpc.serve_gcs(shell, "127.0.0.1", 0, security.access, security=security)
+    server = await rpc_server.serve_gcs(shell, "127.0.0.1", 0, security.access, security=security)
     address = f"127.0.0.1:{server.port}"
     member, stranger = await certified(security, MEMBER), await certified(security, STRANGER)
     heard: list[gcs.NodeMessage] = []

@@ -22,7 +22,7 @@ import pytest
 import miniray as ray
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import raylet_pb2 as raylet
-from miniray.runtime import admission, bulk, certificates, rpc
+from miniray.runtime import admission, bulk, certificates, rpc, rpc_server
 from miniray.runtime.access import Access, Identity, NotAdmitted, fingerprint
 from miniray.runtime.landing import Landing
 from miniray.runtime.meeting import introduce
@@ -105,7 +105,7 @@ def test_somebody_in_between_cannot_vouch_for_a_ca_of_his_own(cluster: Encrypted
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(rpc.GCS, {
             "Handshake": grpc.unary_unary_rpc_method_handler(
                 pass_on, gcs.HandshakeRequest.FromString, gcs.HandshakeReply.SerializeToString)}),))
-        credentials = rpc._server_credentials(Access(cluster.token, identity))
+        credentials = rpc_server._server_credentials(Access(cluster.token, identity))
         port = server.add_secure_port(f"{cluster.host}:0", credentials)
         await server.start()
         try:
@@ -207,7 +207,7 @@ def test_a_node_cannot_pass_for_the_head(cluster: Encrypted) -> None:
     access = node_access(cluster, b"m" * 28)
 
     async def serve() -> None:
-        server = await rpc._start(cluster.host, 0, access, rpc.GCS, {}, rpc._Streams())
+        server = await rpc_server._start(cluster.host, 0, access, rpc.GCS, {}, rpc_server._Streams())
         try:
             with pytest.raises(rpc.RpcError, match="cannot be reached"):
                 await rpc.call_head(f"{cluster.host}:{server.port}", access, STATUS, 20)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from miniray._proto import gcs_pb2 as gcs
-from miniray.runtime import bulk, call_headers, certificates, doorkeeper, rpc, tunnel
+from miniray.runtime import bulk, call_headers, certificates, doorkeeper, rpc, rpc_server, tunnel
 from miniray.runtime.access import load_key
 from miniray.runtime.gcs import GcsShell
 from miniray.runtime.storage import MemoryStorage, MemoryTables
@@ -33,7 +33,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @contextlib.asynccontextmanager
 async def head() -> AsyncIterator[str]:
     shell = GcsShell.open(MemoryStorage(MemoryTables()))
-    server = await rpc.serve_gcs(shell, "127.0.0.1", 0, TOKEN)
+    server = await rpc_server.serve_gcs(shell, "127.0.0.1", 0, TOKEN)
     try:
         yield f"127.0.0.1:{server.port}"
     finally:
