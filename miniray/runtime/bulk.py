@@ -40,6 +40,7 @@ from miniray._proto import raylet_pb2
 from miniray.runtime import tls_socket
 from miniray.runtime.access import Access
 from miniray.runtime.landing import Landing
+from miniray.runtime.resending import resend_soon
 from miniray.runtime.tls_socket import Connection
 
 STREAMS = 16
@@ -102,6 +103,7 @@ class BulkServer:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, port), family=family, backlog=128)
         self._listener.setblocking(False)
+        resend_soon(self._listener)
         self.port: int = self._listener.getsockname()[1]
         self._accepting = self._loop.create_task(self._accept())
 
@@ -347,6 +349,7 @@ async def connect(loop: asyncio.AbstractEventLoop, address: Address, token: str 
     sock.setblocking(False)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        resend_soon(sock)
         await asyncio.wait_for(loop.sock_connect(sock, where), CONNECT_S)
         access.demand_own(f"{where[0]}:{where[1]}")
         return await asyncio.wait_for(_introduce(loop, sock, Address(*address), access), GREETING_S)

@@ -36,6 +36,7 @@ from miniray.core.link import STREAM, Link
 from miniray.runtime import call_headers, versions
 from miniray.runtime.access import HEAD_NAME, Access, NotAdmitted, node_name, vouch
 from miniray.runtime.links import Dialler, LinkEnd, LinkEvents, Stream, StreamEnded
+from miniray.runtime.resending import resend_soon_to
 
 if TYPE_CHECKING:
     pass
@@ -121,6 +122,7 @@ class _ClientStream:
         try:
             told = await asyncio.wait_for(self._call.initial_metadata(), OPENED_WITHIN_S)
             if ACCEPTED in tuple(told or ()):
+                resend_soon_to(self._address)
                 return self
             raise await self._cut()
         except asyncio.TimeoutError:

@@ -20,6 +20,7 @@ from miniray.runtime.access import Access, node_name
 from miniray.runtime.doorkeeper import Doorkeeper
 from miniray.runtime.host import endpoint, holder_of
 from miniray.runtime.links import PeerLinks, StreamEnded
+from miniray.runtime.resending import resend_soon_from
 from miniray.runtime.rpc import (
     ACCEPTED,
     GCS,
@@ -209,6 +210,7 @@ async def _start(
         if holder:
             raise PortInUse(f"port {port} is taken by {holder}: choose another one with --port") from None
         raise RpcError(f"cannot listen on {where}: {error}") from None
+    resend_soon_from(bound)
     await server.start()
     return Server(server, bound, streams)
 

@@ -25,6 +25,7 @@ from collections.abc import Awaitable, Callable
 
 from miniray._proto import gcs_pb2 as gcs
 from miniray.runtime.links import Stream, StreamEnded
+from miniray.runtime.resending import resend_soon
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ class HeadTunnels:
         except OSError as error:
             log.info("a tunnel to %s:%d failed: %s", address.host, address.port, error)
             return
+        resend_soon(connection[1].get_extra_info("socket"))
         await pipe(stream, connection)
 
     async def _listen(self, stream: Stream, count: int, wanted: list[int]) -> None:
@@ -139,6 +141,7 @@ class HeadTunnels:
         self, index: int, wish: int, news: asyncio.Queue[gcs.TunnelFrame], mine: dict[bytes, None]
     ) -> asyncio.Server:
         def came(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            resend_soon(writer.get_extra_info("socket"))
             if len(self._waiting) >= MAX_WAITING or len(mine) >= MAX_COMING:
                 writer.transport.abort()
                 return
