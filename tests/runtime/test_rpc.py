@@ -189,10 +189,10 @@ async def test_other_versions_are_refused_at_every_door(
     peers = await rpc_server.serve_raylet(
         "127.0.0.1", 0, TOKEN, PeerLinks(1, raylet.PeerPacket, lambda _: None, rpc.dial_raylet, NO_EVENTS),
         no_chunks)
-    shown = rpc._VERSION_HEADER, str(theirs)
+    shown = rpc.VERSION_HEADER, str(theirs)
 
     def doctored(token: str, node_id: bytes = b"") -> tuple[tuple[str, str], ...]:
-        return (("authorization", f"Bearer {token}"), (rpc._NODE_HEADER, node_id.hex()), shown)
+        return (("authorization", f"Bearer {token}"), (rpc.NODE_HEADER, node_id.hex()), shown)
 
     monkeypatch.setattr(rpc, "_credentials", doctored)
     for dial in (
