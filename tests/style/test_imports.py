@@ -40,7 +40,7 @@ IMPURE = {
 }  # fmt: skip
 
 DOORS = {
-    "grpc": {"runtime/rpc.py", "runtime/transport.py"},
+    "grpc": {"runtime/rpc.py"},
     "sqlite3": {"runtime/sqlite_storage.py"},
     "redis": {"runtime/redis_storage.py"},
     "uvicorn": {"web/server.py"},
