@@ -15,7 +15,7 @@ import functools
 import inspect
 import logging
 import warnings
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, Union
 
 from miniray import api, options, signatures
 from miniray.actor_method import ActorMethod, MethodInfo, method, methods_of
@@ -390,6 +390,10 @@ def restore_handle(actor_id: bytes, packed: bytes, token: ObjectRef[Any] | None 
     return state.handle_class(api.connected_worker(), actor_id, state, token)
 
 
+ActorProxy = Union[ActorHandle[T], type[T]]  # noqa: UP007, not to be evaluated by Python 3.10 as types
+"""What to annotate a handle with where its methods carry ``@method``: type checkers then know their calls."""
+
+
 def exit_actor() -> NoReturn:
     """End the current actor on purpose, from inside one of its methods.
 
@@ -416,6 +420,7 @@ __all__ = [
     "ActorClassInheritanceException",
     "ActorHandle",
     "ActorMethod",
+    "ActorProxy",
     "exit_actor",
     "method",
 ]

@@ -36,31 +36,35 @@ METHOD_OPTIONS = (
 _ATTRIBUTE = "__ray_method_options__"
 
 
-def method(*args: Any, **kwargs: Any) -> Any:
-    """Set the default options of an actor's method: ``@method(num_returns=2)``.
+if TYPE_CHECKING:
+    from miniray.typed_methods import method as method
+else:
 
-    Takes num_returns, concurrency_group, max_task_retries, retry_exceptions, enable_task_events
-    and _generator_backpressure_num_objects; AssertionError for anything else.
-    """
+    def method(*args: Any, **kwargs: Any) -> Any:
+        """Set the default options of an actor's method: ``@method(num_returns=2)``.
 
-    def annotate(function: F) -> F:
-        if "num_returns" in kwargs:
-            options.check_num_returns(kwargs["num_returns"], is_generator(function))
-        setattr(function, _ATTRIBUTE, {**getattr(function, _ATTRIBUTE, {}), **kwargs})
-        return function
+        Takes num_returns, concurrency_group, max_task_retries, retry_exceptions, enable_task_events
+        and _generator_backpressure_num_objects; AssertionError for anything else.
+        """
 
-    if len(args) == 1 and callable(args[0]) and not kwargs:
-        return annotate(args[0])
-    assert not args, (
-        "The @ray.method decorator must be applied using no arguments or at least one of the arguments in "
-        f"the list {METHOD_OPTIONS}, for example '@ray.method(num_returns=2)'."
-    )
-    for name in kwargs:
-        assert name in METHOD_OPTIONS, (
-            f"Unexpected keyword argument to @ray.method: '{name}'. "
-            f"The supported keyword arguments are {METHOD_OPTIONS}"
+        def annotate(function: F) -> F:
+            if "num_returns" in kwargs:
+                options.check_num_returns(kwargs["num_returns"], is_generator(function))
+            setattr(function, _ATTRIBUTE, {**getattr(function, _ATTRIBUTE, {}), **kwargs})
+            return function
+
+        if len(args) == 1 and callable(args[0]) and not kwargs:
+            return annotate(args[0])
+        assert not args, (
+            "The @ray.method decorator must be applied using no arguments or at least one of the arguments "
+            f"in the list {METHOD_OPTIONS}, for example '@ray.method(num_returns=2)'."
         )
-    return annotate
+        for name in kwargs:
+            assert name in METHOD_OPTIONS, (
+                f"Unexpected keyword argument to @ray.method: '{name}'. "
+                f"The supported keyword arguments are {METHOD_OPTIONS}"
+            )
+        return annotate
 
 
 class MethodInfo(MethodTemplate):

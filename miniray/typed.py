@@ -16,6 +16,7 @@ from miniray.generator import ObjectRefGenerator
 from miniray.ids import ObjectRef
 
 R = TypeVar("R", covariant=True)
+S = TypeVar("S")
 C = TypeVar("C")
 T1 = TypeVar("T1", contravariant=True)
 T2 = TypeVar("T2", contravariant=True)
@@ -29,32 +30,35 @@ T9 = TypeVar("T9", contravariant=True)
 T10 = TypeVar("T10", contravariant=True)
 
 
-class AnyRemoteFunction(Protocol):
+class WithOptions(Protocol):
+    """`options(…)` gives the same function, of which only `num_returns` changes what a call gives."""
+
+    @overload
+    def options(self, *, num_returns: int | str, **task_options: Any) -> AnyRemoteFunction: ...
+
+    @overload
+    def options(self: S, **task_options: Any) -> S: ...
+
+
+class AnyRemoteFunction(WithOptions, Protocol):
     """A remote function of which no more is known."""
 
     def remote(self, *args: Any, **kwargs: Any) -> Any: ...
 
-    def options(self, **task_options: Any) -> AnyRemoteFunction:
-        """The function with other options: they may change what a call returns."""
 
-
-class RemoteGenerator(Protocol):
+class RemoteGenerator(WithOptions, Protocol):
     """A remote function that yields."""
 
     def remote(self, *args: Any, **kwargs: Any) -> ObjectRefGenerator: ...
 
-    def options(self, **task_options: Any) -> AnyRemoteFunction: ...
 
-
-class RemoteFunction0(Protocol[R]):
+class RemoteFunction0(WithOptions, Protocol[R]):
     """0 positional parameters."""
 
     def remote(self) -> ObjectRef[R]: ...
 
-    def options(self, **task_options: Any) -> AnyRemoteFunction: ...
 
-
-class RemoteFunction1(Protocol[R, T1]):
+class RemoteFunction1(WithOptions, Protocol[R, T1]):
     """1 positional parameter."""
 
     def remote(
@@ -64,10 +68,8 @@ class RemoteFunction1(Protocol[R, T1]):
         **kwargs: Any,
     ) -> ObjectRef[R]: ...
 
-    def options(self, **task_options: Any) -> AnyRemoteFunction: ...
 
-
-class RemoteFunction2(Protocol[R, T1, T2]):
+class RemoteFunction2(WithOptions, Protocol[R, T1, T2]):
     """2 positional parameters."""
 
     def remote(
@@ -78,10 +80,8 @@ class RemoteFunction2(Protocol[R, T1, T2]):
         **kwargs: Any,
     ) -> ObjectRef[R]: ...
 
-    def options(self, **task_options: Any) -> AnyRemoteFunction: ...
 
-
-class RemoteFunction3(Protocol[R, T1, T2, T3]):
+class RemoteFunction3(WithOptions, Protocol[R, T1, T2, T3]):
     """3 positional parameters."""
 
     def remote(
@@ -93,10 +93,8 @@ class RemoteFunction3(Protocol[R, T1, T2, T3]):
         **kwargs: Any,
     ) -> ObjectRef[R]: ...
 
-    def options(self, **task_options: Any) -> AnyRemoteFunction: ...
 
-
-class RemoteFunction4(Protocol[R, T1, T2, T3, T4]):
+class RemoteFunction4(WithOptions, Protocol[R, T1, T2, T3, T4]):
     """4 positional parameters."""
 
     def remote(
@@ -109,10 +107,8 @@ class RemoteFunction4(Protocol[R, T1, T2, T3, T4]):
         **kwargs: Any,
     ) -> ObjectRef[R]: ...
 
-    def options(self, **task_options: Any) -> AnyRemoteFunction: ...
 
-
-class RemoteFunction5(Protocol[R, T1, T2, T3, T4, T5]):
+class RemoteFunction5(WithOptions, Protocol[R, T1, T2, T3, T4, T5]):
     """5 positional parameters."""
 
     def remote(
@@ -126,10 +122,8 @@ class RemoteFunction5(Protocol[R, T1, T2, T3, T4, T5]):
         **kwargs: Any,
     ) -> ObjectRef[R]: ...
 
-    def options(self, **task_options: Any) -> AnyRemoteFunction: ...
 
-
-class RemoteFunction6(Protocol[R, T1, T2, T3, T4, T5, T6]):
+class RemoteFunction6(WithOptions, Protocol[R, T1, T2, T3, T4, T5, T6]):
     """6 positional parameters."""
 
     def remote(
@@ -144,10 +138,8 @@ class RemoteFunction6(Protocol[R, T1, T2, T3, T4, T5, T6]):
         **kwargs: Any,
     ) -> ObjectRef[R]: ...
 
-    def options(self, **task_options: Any) -> AnyRemoteFunction: ...
 
-
-class RemoteFunction7(Protocol[R, T1, T2, T3, T4, T5, T6, T7]):
+class RemoteFunction7(WithOptions, Protocol[R, T1, T2, T3, T4, T5, T6, T7]):
     """7 positional parameters."""
 
     def remote(
@@ -163,10 +155,8 @@ class RemoteFunction7(Protocol[R, T1, T2, T3, T4, T5, T6, T7]):
         **kwargs: Any,
     ) -> ObjectRef[R]: ...
 
-    def options(self, **task_options: Any) -> AnyRemoteFunction: ...
 
-
-class RemoteFunction8(Protocol[R, T1, T2, T3, T4, T5, T6, T7, T8]):
+class RemoteFunction8(WithOptions, Protocol[R, T1, T2, T3, T4, T5, T6, T7, T8]):
     """8 positional parameters."""
 
     def remote(
@@ -183,10 +173,8 @@ class RemoteFunction8(Protocol[R, T1, T2, T3, T4, T5, T6, T7, T8]):
         **kwargs: Any,
     ) -> ObjectRef[R]: ...
 
-    def options(self, **task_options: Any) -> AnyRemoteFunction: ...
 
-
-class RemoteFunction9(Protocol[R, T1, T2, T3, T4, T5, T6, T7, T8, T9]):
+class RemoteFunction9(WithOptions, Protocol[R, T1, T2, T3, T4, T5, T6, T7, T8, T9]):
     """9 positional parameters."""
 
     def remote(
@@ -204,10 +192,8 @@ class RemoteFunction9(Protocol[R, T1, T2, T3, T4, T5, T6, T7, T8, T9]):
         **kwargs: Any,
     ) -> ObjectRef[R]: ...
 
-    def options(self, **task_options: Any) -> AnyRemoteFunction: ...
 
-
-class RemoteFunction10(Protocol[R, T1, T2, T3, T4, T5, T6, T7, T8, T9, T10]):
+class RemoteFunction10(WithOptions, Protocol[R, T1, T2, T3, T4, T5, T6, T7, T8, T9, T10]):
     """10 positional parameters."""
 
     def remote(
@@ -225,8 +211,6 @@ class RemoteFunction10(Protocol[R, T1, T2, T3, T4, T5, T6, T7, T8, T9, T10]):
         /,
         **kwargs: Any,
     ) -> ObjectRef[R]: ...
-
-    def options(self, **task_options: Any) -> AnyRemoteFunction: ...
 
 
 class RemoteDecorator(Protocol):
