@@ -130,7 +130,10 @@ def test_pyright_sees_the_methods_of_a_proxy(tmp_path):
     path = tmp_path / "sample.py"
     path.write_text(PROXIES)
     done = subprocess.run(
-        ["pyright", "--pythonpath", sys.executable, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=100
+        ["pyright", "--pythonpath", sys.executable, str(path)], cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     reports_as_marked(PROXIES, done.stdout, r".*sample\.py:(\d+):\d+ - \w+: (.*)")
 

@@ -61,40 +61,74 @@ class FunctionNode(DAGNode):
 
 
 class ClassNode(FunctionNode):
-    """The creation of an actor; its methods are attributes with a `bind` of their own."""
+    """The creation of an actor; its methods are attributes with a `bind` of their own.
+
+    Each execution creates an actor. What is bound first is called first, also where no other node takes
+    its result.
+    """
+
+    def __init__(self, actor_class: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__(actor_class, args, kwargs)
+        self._latest: ClassMethodNode | None = None
 
     def __getattr__(self, name: str) -> _Method:
-        if name.startswith("_"):
-            raise AttributeError(name)
+        if name.startswith("_") or name == "bind":
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return _Method(self, name)
 
 
 class _Method:
-    def __init__(self, actor: Any, name: str) -> None:
+    def __init__(self, actor: Any, name: str, chosen: dict[str, Any] | None = None) -> None:
         self._actor = actor
         self._name = name
+        self._options = chosen or {}
+
+    def options(self, **chosen: Any) -> _Method:
+        """This method with other options."""
+        return _Method(self._actor, self._name, {**self._options, **chosen})
 
     def bind(self, *args: Any, **kwargs: Any) -> ClassMethodNode:
         """A call of this method."""
-        return ClassMethodNode(self._actor, self._name, args, kwargs)
+        return ClassMethodNode(self._actor, self._name, args, kwargs, self._options)
 
 
 class ClassMethodNode(DAGNode):
     """A call of a method of an actor: a handle, or one that the graph creates."""
 
-    def __init__(self, actor: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        actor: Any,
+        name: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        chosen: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(args, kwargs)
         self._actor = actor
         self._name = name
+        self._options = chosen or {}
+        self._before: ClassMethodNode | None = None
+        if isinstance(actor, ClassNode):
+            self._before, actor._latest = actor._latest, self
 
     def _call(self, done: dict[DAGNode, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        earlier, before = [], self._before
+        while before is not None and before not in done:
+            earlier.append(before)
+            before = before._before
+        for one in reversed(earlier):    # not by recursion: there may be thousands
+            one._run(done, args, kwargs)
         actor = self._actor._run(done, args, kwargs) if isinstance(self._actor, DAGNode) else self._actor
+        method = getattr(actor, self._name)
         positional, named = self._arguments(done, args, kwargs)
-        return getattr(actor, self._name).remote(*positional, **named)
+        return (method.options(**self._options) if self._options else method).remote(*positional, **named)
 
 
 class InputNode(DAGNode):
-    """What `execute` is called with; ``inputs[0]`` and ``inputs.name`` are single arguments."""
+    """What `execute` is called with; ``inputs[0]``, ``inputs["x"]`` and ``inputs.x`` are parts of it.
+
+    Of one argument they are its items and attributes, of several the arguments themselves.
+    """
 
     def __enter__(self) -> InputNode:
         return self
@@ -108,7 +142,7 @@ class InputNode(DAGNode):
     def __getattr__(self, name: str) -> InputAttributeNode:
         if name.startswith("_"):
             raise AttributeError(name)
-        return InputAttributeNode(name)
+        return InputAttributeNode(name, is_attribute=True)
 
     def _call(self, done: dict[DAGNode, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if len(args) != 1 or kwargs:
@@ -120,14 +154,24 @@ class InputNode(DAGNode):
 
 
 class InputAttributeNode(DAGNode):
-    """One argument of `execute`, by position or name."""
+    """A part of what `execute` is called with, by position or name."""
 
-    def __init__(self, key: int | str) -> None:
+    def __init__(self, key: int | str, is_attribute: bool = False) -> None:
         super().__init__()
         self._key = key
+        self._is_attribute = is_attribute
 
     def _call(self, done: dict[DAGNode, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return args[self._key] if isinstance(self._key, int) else kwargs[self._key]
+        key = self._key
+        if len(args) == 1 and not kwargs:
+            return getattr(args[0], str(key)) if self._is_attribute else args[0][key]
+        try:
+            return args[key] if isinstance(key, int) else kwargs[key]
+        except LookupError:
+            raise ValueError(
+                f"the graph uses input {key!r}, and execute() got {len(args)} positional arguments "
+                f"and {sorted(kwargs)}"
+            ) from None
 
 
 class MultiOutputNode(DAGNode):
