@@ -2,7 +2,7 @@
 
 ::
 
-    driver ─spawn─▶ launcher ─fork─▶ daemon (own session, child of init) ─fork─▶ zygote ─▶ workers
+    driver ─spawn─▶ launcher ─fork─▶ daemon (own session, child of init) ─fork─▶ guardian, zygote ─▶ workers
                                        │ writes one JSON line to the ready descriptor
                                        └ ends: driver's pidfd │ SIGTERM │ StopNode
 
@@ -99,6 +99,10 @@ def main(argv: list[str]) -> NoReturn:
     KIND is local, node or head. One line of JSON on OPTIONS_FD has the fields of `NodeOptions` or
     `HeadOptions`; its end without a line means that nobody wants the daemon any more.
     """
+    if argv[1] == "guardian":   # that of a raylet that has ended
+        from miniray.runtime import guardian
+
+        guardian.main(argv[2:])
     kind, options_fd, ready_fd = argv[1], int(argv[2]), int(argv[3])
     keep_only(options_fd, ready_fd)
     if os.fork():
@@ -198,13 +202,13 @@ def _run(options: NodeOptions, local: bool) -> int:
     agent.become_subreaper()
     session_lock.sweep(sessions.root())
     directory = options.session_dir or sessions.create()
-    session_lock.hold(directory)
+    lock = session_lock.hold(directory)
     os.makedirs(os.path.join(directory, "logs"), mode=0o700, exist_ok=True)
     if local:
         _redirect_output(os.path.join(directory, "logs", "daemon.log"))
     options.spill_dir = spill_directory(options, directory)
     directories = [directory] if "://" in options.spill_dir else [directory, options.spill_dir]
-    ours, zygote_pid = fork_zygote([directory, options.spill_dir], options.preload, options.ready_fd)
+    zygote, guardian_pid = fork_zygote([directory, options.spill_dir], options, lock)
     trouble = ""
     code = 1
     try:
@@ -213,7 +217,7 @@ def _run(options: NodeOptions, local: bool) -> int:
         forbid_unpickling()
         gc.enable()
         gc.freeze()
-        code = serve_node(options, directory, ours, zygote_pid, local=local)
+        code = serve_node(options, directory, zygote, local=local)
     except Exception as error:
         trouble = str(error) or type(error).__name__
         log_failure(error)
@@ -222,7 +226,7 @@ def _run(options: NodeOptions, local: bool) -> int:
 
         gc.disable()  # see run_head
         kept_logs.settle(directory, failed=code != 0)
-        end_tree(ours, zygote_pid, directories)
+        end_tree(zygote, guardian_pid, directories)
         if trouble:     # said when nothing is left: whoever waits may look
             tell_ready(options.ready_fd, {"error": trouble})
     return code
@@ -248,18 +252,28 @@ def spill_directory(options: NodeOptions, session_dir: str) -> str:
     return spill_places.below(chosen, os.path.basename(session_dir))
 
 
-def fork_zygote(directories: list[str], preload: list[str], ready_fd: int) -> tuple[socket.socket, int]:
-    """Fork the zygote. Returns the raylet's end of its socket and its pid."""
+def fork_zygote(directories: list[str], options: NodeOptions, lock: int) -> tuple[socket.socket, int]:
+    """Fork the guardian, and that the zygote. Returns the raylet's end of the zygote's socket, and the
+    guardian's pid."""
+    from miniray.runtime import guardian
+
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    end, alive = os.pipe()  # `alive` stays open until this process ends, however that happens
+    raylet = os.getpid()
     pid = os.fork()
     if pid == 0:
         ours.close()
-        if ready_fd >= 0:
-            os.close(ready_fd)
-        from miniray.runtime import zygote
+        os.close(alive)
+        if options.ready_fd >= 0:
+            os.close(options.ready_fd)
+        if os.fork() == 0:
+            from miniray.runtime import zygote
 
-        zygote.run(theirs, directories, preload)
+            os.close(end)
+            zygote.run(theirs, directories, options.preload, raylet)
+        guardian.become(end, lock, directories)
     theirs.close()
+    os.close(end)
     return ours, pid
 
 
@@ -279,16 +293,16 @@ def fork_janitor(directory: str, ready_fd: int) -> None:
     os._exit(0)
 
 
-def end_tree(ours: socket.socket, zygote_pid: int, directories: list[str]) -> None:
-    """End everything below the zygote, remove the directories, end the zygote.
+def end_tree(zygote: socket.socket, guardian_pid: int, directories: list[str]) -> None:
+    """End everything below the guardian, remove the directories, end the guardian.
 
-    In this order, for if this process is killed meanwhile the zygote does the rest. It may be busy,
-    with an import say, so nothing is asked of it.
+    In this order, for if this process is killed meanwhile the guardian does the rest. The zygote may be
+    busy, with an import say, so nothing is asked of it.
     """
     from miniray.runtime import agent
 
-    ours.close()
-    agent.kill_below(zygote_pid)
+    zygote.close()
+    agent.kill_below(guardian_pid)
     for directory in directories:
         session_lock.remove(directory)
     agent.end_below()

@@ -45,20 +45,16 @@ class CannotJoin(Exception):
     """The cluster cannot be joined; the message says why and what to do."""
 
 
-def serve_node(
-    options: NodeOptions, directory: str, zygote: socket.socket, zygote_pid: int, *, local: bool
-) -> int:
+def serve_node(options: NodeOptions, directory: str, zygote: socket.socket, *, local: bool) -> int:
     """Run one node until it ends. Returns the exit status."""
-    daemon = NodeDaemon(options, directory, (zygote, zygote_pid), local)
+    daemon = NodeDaemon(options, directory, zygote, local)
     return loops.run(daemon.run())
 
 
 class NodeDaemon:
     """See the module head."""
 
-    def __init__(
-        self, options: NodeOptions, directory: str, zygote: tuple[socket.socket, int], local: bool
-    ) -> None:
+    def __init__(self, options: NodeOptions, directory: str, zygote: socket.socket, local: bool) -> None:
         self._options = options
         self._directory = directory
         self._zygote = zygote

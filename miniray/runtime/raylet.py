@@ -105,7 +105,7 @@ class Process:
 class Raylet:
     """See the module head. Made on a running loop; `start` when the links are set."""
 
-    def __init__(self, node: Node, store: _native.Store, zygote: tuple[Any, int], *, session_dir: str,
+    def __init__(self, node: Node, store: _native.Store, zygote: Any, *, session_dir: str,
                  token: str | Access, socket_path: str, nice: int, spill_dir: str,
                  on_stop: Callable[[str, bool], None] = lambda reason, failed: None) -> None:
         self.node = node
@@ -123,7 +123,7 @@ class Raylet:
         self._stopped = False
         self.access = Access.of(token)
         spec = WorkerSpec(session_dir, socket_path, self.access, node.node_id, nice)
-        self._workers = WorkerProcesses(zygote[0], zygote[1], spec, WorkerEvents(
+        self._workers = WorkerProcesses(zygote, spec, WorkerEvents(
             self._worker_ended, self._zygote_lost, self._zygote_ready, self._worker_started))
         self._clients = ClientServer(socket_path, self.access, ClientEvents(
             self._register, self._message, self._connection_ended, self._congested))
@@ -168,11 +168,6 @@ class Raylet:
         self._workers.close()
         for process in self._processes.values():
             self._unwatch(process)
-
-    @property
-    def zygote_pid(self) -> int:
-        """The process below which all workers are."""
-        return self._workers.zygote_pid
 
     # ---- turns ----
 

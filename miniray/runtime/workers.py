@@ -59,8 +59,7 @@ class WorkerSpec:
 class WorkerProcesses:
     """See the module head. `sock` is the raylet's end of the zygote's seqpacket socket."""
 
-    def __init__(self, sock: socket.socket, zygote_pid: int, spec: WorkerSpec, events: WorkerEvents) -> None:
-        self.zygote_pid = zygote_pid
+    def __init__(self, sock: socket.socket, spec: WorkerSpec, events: WorkerEvents) -> None:
         self._sock = sock
         self._spec = spec
         self._events = events

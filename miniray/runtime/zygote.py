@@ -6,7 +6,8 @@
                                      ├──fork+exec─▶ worker   (environment read at import, other python)
                                      └──fork─▶ the making of a runtime_env (`environment_setup`)
 
-It is forked by the daemon before anything else, so it holds no thread, no gRPC and no event loop.
+It is forked by the daemon before anything else, so it holds no thread, no gRPC and no event loop;
+between the two stands the `guardian`.
 Messages are JSON, one per packet: `spawn`, `kill` and `fence` in; `ready`, `exit` out. As a subreaper it
 reaps and reports every worker, and ends whatever a dead one left behind, however it was forked:
 workers are subreapers too, so all of it is below the worker while that lives, and comes to the
@@ -31,7 +32,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from miniray.runtime import agent, boot, kept_logs, session_lock
+from miniray.runtime import agent, boot, guardian
 from miniray.runtime.fence import Fence
 
 PACKET_LIMIT = 128 * 1024
@@ -48,14 +49,12 @@ LATER = (
 """What tasks of most workers would import: imported here when nobody has asked for a worker lately."""
 LULL_MS = 100
 FIRST_FORK_WITHIN_MS = 1000
-URL_REMOVAL_S = 30
-"""What a raylet that was killed had spilled to some other file system is given up after so long."""
 WORKER_NICE = 5
 """Workers yield to the daemons, so that heartbeats survive a burst of new actors."""
 
 
-def run(sock: socket.socket, directories: list[str], preload: list[str]) -> NoReturn:
-    """The zygote's life. Called in a fresh fork of the daemon; never returns.
+def run(sock: socket.socket, directories: list[str], preload: list[str], raylet: int) -> NoReturn:
+    """The zygote's life, in a fresh fork of the raylet (a pid); never returns.
 
     `directories` (the session's, and where it spills to, perhaps a URL) go at the end.
     """
@@ -63,38 +62,25 @@ def run(sock: socket.socket, directories: list[str], preload: list[str]) -> NoRe
     try:
         agent.become_subreaper()
         agent.name_process("miniray-zygote")
-        zygote = Zygote(sock, preload)
+        zygote = Zygote(sock, preload, raylet)
         zygote.serve()
         code = 0
     except BaseException:
         traceback.print_exc()
     finally:
-        end_everything(directories)
+        guardian.end_everything(directories)
         os._exit(code)
-
-
-def end_everything(directories: list[str]) -> None:
-    """Kill and reap all descendants, keep the logs of a raylet that was killed, remove the directories."""
-    agent.end_below()
-    kept_logs.keep_unsettled(directories[0])
-    for directory in directories:
-        if "://" in directory:
-            from miniray.runtime import spill_places
-
-            spill_places.remove_within(directory, URL_REMOVAL_S)
-        else:
-            session_lock.remove(directory)
 
 
 class Zygote:
     """Serves spawn requests of one raylet until its socket closes."""
 
-    def __init__(self, sock: socket.socket, preload: list[str]) -> None:
+    def __init__(self, sock: socket.socket, preload: list[str], raylet: int) -> None:
         self._sock = sock
         self._preload = preload
         self._tokens: dict[int, str] = {}
         self._forks = 0
-        self._raylet = os.getppid()
+        self._raylet = raylet
         self._fence = Fence()
         self._slept_at = 0.0
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

@@ -201,9 +201,7 @@ def _cpu_s(worker: int) -> float:
     """CPU seconds of this process, of the daemon that this worker runs under, and of all below it."""
     import psutil
 
-    zygote = psutil.Process(worker).parent()
-    daemon = zygote.parent() if zygote is not None else None
-    assert daemon is not None, "a worker runs below a zygote, and that below its daemon"
+    _zygote, _guardian, daemon = psutil.Process(worker).parents()[:3]
     total = 0.0
     for process in (psutil.Process(), daemon, *daemon.children(recursive=True)):
         try:

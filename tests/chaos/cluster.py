@@ -78,7 +78,8 @@ class Node:
     @property
     def zygote(self) -> int:
         """The pid of its zygote, 0 when it has none."""
-        return next(iter(agent.children_of(self.pid)), 0)
+        named = [pid for pid in agent.descendants_of(self.pid) if watch.name_of(pid) == "miniray-zygote"]
+        return next(iter(named), 0)
 
     @property
     def workers(self) -> list[int]:

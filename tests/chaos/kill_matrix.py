@@ -30,13 +30,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from miniray.runtime import agent, launch
+from miniray.runtime import agent, guardian, launch
 from miniray.runtime.daemon import HeadOptions, NodeOptions
 
 from . import watch
 from .cluster import die_with_parent
 
-WITHIN_S = 20.0
+WITHIN_S = 60.0
 """For everything to be gone; on a quiet machine it takes a tenth of a second."""
 PROMISED_S = 2.0
 """What is later than this is shown in the table: a busy machine is allowed to need more."""
@@ -46,12 +46,10 @@ START_S = 2.5
 HEAD_KILLS = 4
 """Kills of the head in a row, in one cluster."""
 
-KINDS = ("worker", "grandchild", "zygote", "raylet", "head", "driver", "two")
-_EACH = ("worker", "grandchild", "zygote", "raylet", "driver")
-PAIRED = tuple(pair for pair in itertools.combinations(_EACH, 2)
-               if pair != ("zygote", "raylet"))
-"""All pairs but the one after whose death nobody is left who could end the user's processes."""
-SURVIVED = ("worker", "grandchild")
+_EACH = ("worker", "grandchild", "zygote", "guardian", "raylet", "driver")
+KINDS = (*_EACH, "head", "two")
+PAIRED = tuple(itertools.combinations(_EACH, 2))
+SURVIVED = ("worker", "grandchild", "guardian")
 """After the death of such a process the program goes on."""
 
 
@@ -88,11 +86,14 @@ class Trial:
         """The processes of a kind that live now, by what is said in /proc."""
         if kind == "driver":
             return [self.process.pid]
-        daemons = [pid for pid, text in watch.marked().items()
-                   if "boot.py" in text and not _is_zygote(pid) and not _is_zygote(watch.parent_of(pid))]
+        booted = [pid for pid, text in watch.marked().items() if "boot.py" in text]
+        daemons = [pid for pid in booted if watch.parent_of(pid) not in booted]
         if kind == "raylet":
             return daemons
-        zygotes = [pid for daemon in daemons for pid in agent.children_of(daemon) if _is_zygote(pid)]
+        below = [pid for daemon in daemons for pid in agent.descendants_of(daemon)]
+        if kind == "guardian":
+            return [pid for pid in below if guardian.TITLE in watch.command_of(pid)]
+        zygotes = [pid for pid in below if _is_zygote(pid) and not _is_zygote(watch.parent_of(pid))]
         if kind == "zygote":
             return zygotes
         if kind == "grandchild":
@@ -146,6 +147,7 @@ class Trial:
 
 
 def _is_zygote(pid: int) -> bool:
+    """A fork of it is called so, too, until it is a worker."""
     return watch.name_of(pid) == "miniray-zygote"
 
 

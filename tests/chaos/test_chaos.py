@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.chaos import kill_matrix
+
 pytestmark = pytest.mark.chaos
 
 
@@ -20,7 +22,7 @@ def test_a_minute_of_chaos_breaks_no_promise() -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", ["worker", "grandchild", "zygote", "raylet", "head", "driver", "two"])
+@pytest.mark.parametrize("kind", kill_matrix.KINDS)
 def test_kill_9_at_any_moment_leaves_nothing(kind: str) -> None:
     command = [sys.executable, "-m", "tests.chaos.kill_matrix", "--each", "5", "--kinds", kind]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -21,6 +21,7 @@ from miniray.runtime import agent, launch
 from miniray.runtime.daemon import NodeOptions
 from miniray.runtime.launch import LocalSession
 from miniray.runtime.raylet_client import RayletClient
+from tests.system.support import zygote_of
 
 STORE_BYTES = 100 << 20
 
@@ -208,7 +209,7 @@ def test_whatever_is_killed_nothing_stays(victim: str) -> None:
     try:
         daemon, worker, directory = driver.stdout.readline().split()
         below = agent.descendants_of(int(daemon))
-        zygote = agent.children_of(int(daemon))[0]
+        zygote = zygote_of(int(daemon))
         assert int(worker) in below
         until(lambda: any("sleep 997" in _command(pid) for pid in below), "the user's grandchild runs")
         os.kill(KILLS[victim](driver.pid, int(daemon), zygote), signal.SIGKILL)

@@ -26,8 +26,8 @@ class Handle:
         self.directory = directory
         directory.joinpath("logs").mkdir(parents=True)
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        code = (f"import socket; from miniray.runtime import zygote; "
-                f"zygote.run(socket.socket(fileno={theirs.fileno()}), [{str(directory)!r}], [])")
+        arguments = f"socket.socket(fileno={theirs.fileno()}), [{str(directory)!r}], [], os.getppid()"
+        code = f"import os, socket; from miniray.runtime import zygote; zygote.run({arguments})"
         self.process = subprocess.Popen(  # no fork: this process may hold threads by now
             [sys.executable, "-c", code], pass_fds=[theirs.fileno()], start_new_session=True)
         self.pid = self.process.pid

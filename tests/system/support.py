@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from miniray.runtime import agent
+
 DEADLINE_S = 30.0
 """How long anything may take before a test gives up; reached only on failure."""
 
@@ -40,6 +42,12 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def zygote_of(daemon: int) -> int:
+    """The zygote of a node's daemon; its forks bear its name, and come after it."""
+    return next(pid for pid in agent.descendants_of(daemon)
+                if Path(f"/proc/{pid}/comm").read_text() == "miniray-zygote\n")
 
 
 def cpu_seconds(pid: int) -> float:

@@ -11,7 +11,7 @@ import pytest
 
 from miniray import exceptions
 from miniray.runtime import agent
-from tests.system.support import alive, eventually
+from tests.system.support import alive, eventually, zygote_of
 
 
 def test_what_a_driver_begins_after_its_raylets_end_fails_at_once_by_name() -> None:
@@ -42,7 +42,7 @@ def test_what_a_driver_begins_after_its_raylets_end_fails_at_once_by_name() -> N
         ray.shutdown()
 
 
-def test_a_driver_removes_its_session_when_raylet_and_zygote_were_killed_together() -> None:
+def test_a_driver_removes_its_session_when_all_who_would_were_killed_together() -> None:
     import miniray as ray
     from miniray import api
 
@@ -55,9 +55,12 @@ def test_a_driver_removes_its_session_when_raylet_and_zygote_were_killed_togethe
         worker = ray.get(task.remote())
         session = api.connected_worker().session_dir
         raylet = json.loads(Path(session, "node.json").read_text())["pid"]
-        (zygote,) = agent.children_of(raylet)
-        os.kill(zygote, signal.SIGSTOP)
+        zygote = zygote_of(raylet)
+        (guardian,) = agent.children_of(raylet)
+        for pid in (guardian, zygote):
+            os.kill(pid, signal.SIGSTOP)
         os.kill(raylet, signal.SIGKILL)
+        os.kill(guardian, signal.SIGKILL)
         os.kill(zygote, signal.SIGKILL)
         eventually(lambda: not alive(worker) and not alive(raylet), "they end")
     finally:

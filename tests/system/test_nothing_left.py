@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from miniray.runtime import agent
-from tests.system.support import Script, alive, eventually, kill
+from tests.system.support import Script, alive, eventually, kill, zygote_of
 
 WITHIN_S = 10.0
 """On a quiet machine it takes a tenth of a second."""
@@ -61,7 +61,8 @@ class Tree:
         self.daemon: int = said["daemon"]
         self.worker: int = said["worker"]
         self.directory = Path(said["directory"])
-        self.zygote = agent.children_of(self.daemon)[0]
+        self.zygote = zygote_of(self.daemon)
+        (self.guardian,) = agent.children_of(self.daemon)
         eventually(lambda: len(sleepers(self.daemon)) >= 4, "the user's grandchildren run")
         self.members = [self.daemon, *agent.descendants_of(self.daemon)]
         assert self.worker in self.members and (self.directory / "raylet.sock").exists()
@@ -71,11 +72,28 @@ class Tree:
         return not self.directory.exists() and not [pid for pid in self.members if alive(pid)]
 
 
-@pytest.mark.parametrize("victim", ["driver", "daemon", "zygote"])
-def test_kill_9_ends_the_session_and_all_that_ran_in_it(victim: str) -> None:
+VICTIMS = ("driver", "daemon", "zygote", "daemon zygote", "daemon guardian", "zygote guardian", "group")
+
+
+@pytest.mark.parametrize("victims", VICTIMS)
+def test_kill_9_ends_the_session_and_all_that_ran_in_it(victims: str) -> None:
+    """One process of the session, two at the same moment, or the daemon's process group."""
     with Script(SESSION + "time.sleep(1000)") as driver:
         tree = Tree(driver)
-        kill({"driver": driver.process.pid, "daemon": tree.daemon, "zygote": tree.zygote}[victim])
+        pids = {"driver": driver.process.pid, "daemon": tree.daemon, "zygote": tree.zygote,
+                "guardian": tree.guardian, "group": -tree.daemon}
+        for victim in victims.split():
+            kill(pids[victim])
+        eventually(tree.gone, "the session is gone", WITHIN_S)
+
+
+def test_a_session_goes_on_without_its_guardian_and_is_gone_at_its_end() -> None:
+    with Script(SESSION + "input(); say(after=ray.get(ray.remote(lambda: 7).remote()))") as driver:
+        tree = Tree(driver)
+        kill(tree.guardian)
+        driver.go_on()
+        assert driver.hear() == {"after": 7}
+        assert driver.wait() == 0
         eventually(tree.gone, "the session is gone", WITHIN_S)
 
 
