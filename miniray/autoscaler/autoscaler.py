@@ -3,7 +3,11 @@
 A thread of its own asks the head every `interval_s`. Nodes are known to the provider by a *handle*, which
 they carry as a label; those without one are looked at and never stopped. A node is idle when nothing of it
 is taken (objects in its store included), no actor lives on it and no driver is attached. It is drained
-before its provider is told to stop it, so what came to it meanwhile goes on elsewhere.
+before its provider is told to stop it, so what came to it meanwhile goes on elsewhere. A node that died, or
+that somebody else had drained, is let go of as well.
+
+What is known of nodes is read off the head each time, so this may be started anew at any time. A head that
+has just started lists the nodes it awaits without figures: they are taken for empty, and never for idle.
 """
 
 from __future__ import annotations
@@ -26,6 +30,9 @@ log = logging.getLogger("miniray.autoscaler")
 
 HANDLE_LABEL = "miniray.io/node-handle"
 TYPE_LABEL = "miniray.io/node-type"
+
+SETTLE_S = 1.0
+"""Two heartbeats: figures of different nodes are no further apart."""
 
 PAUSE_MAX_S = 60.0
 """A kind that cannot be started is tried again after a second, later after so long at most."""
@@ -78,11 +85,14 @@ class Autoscaler:
             NodeType(kind.name, res.from_floats(dict(kind.resources)), kind.min_nodes, kind.max_nodes)
             for kind in self._kinds.values()
         )
-        self._scaler = Scaler(Options(types, max_nodes, idle_s, speed, start_within_s))
+        self._scaler = Scaler(Options(types, max_nodes, idle_s, speed, SETTLE_S, start_within_s))
         self._interval_s = interval_s
         self._made = 0
         self._first = int(time.time())
-        self._draining: dict[str, bytes] = {}
+        self._met: dict[str, bytes] = {}
+        """Nodes of ours that were alive at some look, and that the provider has not let go of."""
+        self._leaving: dict[str, bytes] = {}
+        """Those of them that are drained, or dead."""
         self._pause_s: dict[str, float] = {}
         """Of kinds that could not be started the last time, until they are tried again."""
         self._again_at: dict[str, float] = {}
@@ -124,10 +134,12 @@ class Autoscaler:
         states = [
             NodeState(
                 node.labels.get(HANDLE_LABEL, ""), node.labels.get(TYPE_LABEL, ""),
-                res.from_map(node.available), node.node_id not in busy and node.available == node.total,
+                res.from_map(node.available if node.available.amounts else node.total),
+                node.node_id not in busy and node.available == node.total,
             )
             for node in alive if node.state == pb.NODE_ALIVE
         ]  # fmt: skip
+        self._look_for_leavers(status.nodes)
         self._let_go({node.labels.get(HANDLE_LABEL, "") for node in alive})
         self.last = decision = self._scaler.decide(time.monotonic(), states, map(_wanted, status.demand))
         self._say(decision.refused)
@@ -137,7 +149,7 @@ class Autoscaler:
                     self._start(self._kinds[name])
         by_handle = {node.labels.get(HANDLE_LABEL, ""): node.node_id for node in alive}
         for handle in decision.stop:
-            self._draining[handle] = by_handle[handle]
+            self._leaving[handle] = by_handle[handle]
             log.info("node %s has been idle: it is drained", handle)
             self._ask("drain", gcs.DrainRequest(
                 node_id=by_handle[handle], deadline_s=60.0, reason="it was idle, says the autoscaler"))
@@ -157,15 +169,29 @@ class Autoscaler:
         self._pause_s.pop(kind.name, None)
         self._scaler.started(time.monotonic(), handle, kind.name)
 
+    def _look_for_leavers(self, nodes: Iterable[pb.NodeInfo]) -> None:
+        """Who is drained already, and who has died since it was met."""
+        for node in nodes:
+            handle = node.labels.get(HANDLE_LABEL, "")
+            if node.labels.get(TYPE_LABEL, "") not in self._kinds or not handle:
+                continue
+            if node.state != pb.NODE_DEAD:
+                self._met[handle] = node.node_id
+            if node.state == pb.NODE_DRAINING or (
+                node.state == pb.NODE_DEAD and self._met.get(handle) == node.node_id
+            ):
+                self._leaving[handle] = node.node_id
+
     def _let_go(self, alive: set[str]) -> None:
         """Stop those that have left the cluster."""
-        for handle in [handle for handle in self._draining if handle not in alive]:
+        for handle in [handle for handle in self._leaving if handle not in alive]:
             try:
                 self._provider.stop(handle)
             except Exception as error:
                 log.warning("node %s has left and could not be let go, tried again: %s", handle, error)
                 continue
-            del self._draining[handle]
+            del self._leaving[handle]
+            self._met.pop(handle, None)
             log.info("node %s is gone", handle)
 
     def _say(self, refused: list[str]) -> None:

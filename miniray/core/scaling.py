@@ -47,6 +47,8 @@ class Options:
     idle_s: float = 300.0
     speed: float = 1.0
     """Nodes on their way at once, as a multiple of those there are."""
+    settle_s: float = 0.0
+    """So long must more nodes have been wanted, at each look, before they are started."""
     start_within_s: float = 600.0
     """A node that was started and has not joined by then is not counted on any more."""
 
@@ -102,10 +104,14 @@ class Scaler:
         self._coming: dict[str, tuple[str, float]] = {}
         """Started and not seen yet: type and time, by handle."""
         self._idle_since: dict[str, float] = {}
+        self._wishes: list[tuple[float, dict[str, int]]] = []
+        """What was to be started at the looks of the last `settle_s`, and at one before."""
 
     def started(self, now: float, handle: str, type_name: str) -> None:
         """The provider has started a node."""
         self._coming[handle] = (type_name, now)
+        for _, wish in self._wishes:
+            wish[type_name] = wish.get(type_name, 0) - 1
 
     def failed(self, handle: str) -> None:
         """The provider has lost a node that was on its way."""
@@ -126,6 +132,7 @@ class Scaler:
         for one in bins:
             if one.is_new:
                 decision.start[one.type_name] = decision.start.get(one.type_name, 0) + 1
+        self._settle(now, decision)
         self._slow_down(decision, len(living))
         self._stop_idle(now, living, bins, decision)
         return decision
@@ -197,6 +204,20 @@ class Scaler:
         return bins[-1]
 
     # ---- bounds
+
+    def _settle(self, now: float, decision: Decision) -> None:
+        """Start what has been wanted for a while: a node may say that it works before others say that what
+        it does has left their queue, and in between the work seems to want one more."""
+        wishes = self._wishes
+        wishes.append((now, dict(decision.start)))
+        settled = now - self.options.settle_s
+        while len(wishes) > 1 and wishes[1][0] <= settled:
+            del wishes[0]
+        if wishes[0][0] > settled:
+            decision.start = {}
+            return
+        least = {name: min(wish.get(name, 0) for _, wish in wishes) for name in decision.start}
+        decision.start = {name: count for name, count in least.items() if count > 0}
 
     def _slow_down(self, decision: Decision, living: int) -> None:
         """Start no more at once than the cluster's size allows; the rest comes with the next decisions."""

@@ -44,6 +44,21 @@ def test_nodes_on_their_way_count_until_they_are_late() -> None:
     assert machine.decide(101.0, [], [tasks(4, CPU=1)]).start == {"small": 1}
 
 
+def test_what_is_wanted_for_a_moment_only_starts_nothing() -> None:
+    machine = scaler(settle_s=1.0)
+    wanted = [tasks(8, CPU=1)]
+    assert machine.decide(0.0, [], wanted).start == {}
+    assert machine.decide(0.6, [], []).start == {}
+    assert machine.decide(1.2, [], wanted).start == {}, "it was not wanted in between"
+    assert machine.decide(1.8, [], [tasks(4, CPU=1)]).start == {}
+    assert machine.decide(2.2, [], wanted).start == {"small": 1}, "two only since a moment ago"
+    machine.started(2.2, "a", "small")
+    assert machine.decide(2.3, [], wanted).start == {}, "that one is on its way"
+    assert machine.decide(3.2, [], wanted).start == {"small": 1}, "and this one is missing for long enough"
+    machine.started(3.2, "b", "small")
+    assert machine.decide(9.0, [], wanted).start == {}
+
+
 def test_groups_are_placed_as_a_whole_or_not_at_all() -> None:
     four = tuple({"CPU": 3 * UNIT} for _ in range(4))
     assert scaler(SMALL).decide(0.0, [], [Wanted(four, apart=True)]).start == {"small": 4}

@@ -10,6 +10,7 @@ from miniray.core.contract import HEAD
 from miniray.core.lineage import LIMIT_BYTES
 from miniray.core.tasks import MethodTemplate, TaskTemplate
 
+from .clocks import Clocks
 from .head import SimHead
 from .network import Network, Weather
 from .node import STORE_BYTES, SimNode
@@ -26,11 +27,12 @@ class Cluster:
 
     def __init__(
         self, seed: int, weather: Weather, *, store_bytes: int = STORE_BYTES,
-        lineage_bytes: int = LIMIT_BYTES, check_every: int = 8,
+        lineage_bytes: int = LIMIT_BYTES, check_every: int = 8, clocks_apart_s: float = 0.0,
     ) -> None:  # fmt: skip
         self.world = World(seed)
         self.world.call_it(HEAD, "head")
         self.network = Network(self.world, weather)
+        self.clocks = Clocks(self.world, clocks_apart_s)
         self.oracle = Oracle(self.world)
         self.check_every = check_every
         self.store_bytes = store_bytes
@@ -39,7 +41,7 @@ class Cluster:
         self.nodes: dict[bytes, SimNode] = {}
         self.workers: list[SimWorker] = []
         self.drivers: list[SimWorker] = []
-        self.head = SimHead(self.world, self.network, check_every)
+        self.head = SimHead(self.clocks, self.network, check_every)
         self._blobs: list[Any] = []
         self._templates: dict[Any, Any] = {}
         self._numbers = 0
@@ -50,7 +52,7 @@ class Cluster:
     def add_node(self, cpus: int) -> SimNode:
         """A node joins."""
         node = SimNode(
-            self.world, self.network, self.nodes, f"n{len(self.nodes) + 1}", {"CPU": cpus * UNIT},
+            self.clocks.another(), self.network, self.nodes, f"n{len(self.nodes) + 1}", {"CPU": cpus * UNIT},
             self._make_worker, store_bytes=self.store_bytes, check_every=self.check_every,
         )  # fmt: skip
         self.nodes[node.id] = node
@@ -124,4 +126,4 @@ class Cluster:
         """Ask a node to leave when it is empty."""
         if self.head.head is not None:
             request = gcs.ControlRequest(drain=gcs.DrainRequest(node_id=node.id, deadline_s=deadline_s))
-            self.head.head.request(self.world.now, request, 0)
+            self.head.head.request(self.head.world.now, request, 0)

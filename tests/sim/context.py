@@ -177,7 +177,7 @@ class Context:
 
     def write_key(self, key: bytes, value: bytes | None) -> Coroutine:
         """Set a key that all drivers share, or with None delete it."""
-        world = self.worker.world
+        world = self.worker.cluster.world
         write = self.worker.cluster.oracle.registers.writing(world.now, key, value)
         if value is None:
             reply = yield self.worker.request("kv_delete", gcs.KvDelete(key=key))
@@ -188,7 +188,7 @@ class Context:
 
     def read_key(self, key: bytes) -> Coroutine:
         """Read it."""
-        start = self.worker.world.now
+        start = self.worker.cluster.world.now
         reply = yield self.worker.request("kv_get", gcs.KvGet(key=key))
         if not reply.failure.kind:
             value = reply.kv.value if reply.kv.found else None

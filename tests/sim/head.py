@@ -15,8 +15,9 @@ from miniray.core.contract import HEAD, Persist, Send
 from miniray.core.head import Head, HeadOptions
 
 from . import checkers
+from .clocks import Clocks
 from .network import LinkEnd, Network
-from .world import Timer, World
+from .world import Timer
 
 PROBE_EVERY_S = 0.5
 WALL_OFFSET_S = 1.7e9
@@ -25,8 +26,9 @@ WALL_OFFSET_S = 1.7e9
 class SimHead:
     """See the module head. `head` is None while it is down."""
 
-    def __init__(self, world: World, network: Network, check_every: int) -> None:
-        self.world = world
+    def __init__(self, clocks: Clocks, network: Network, check_every: int) -> None:
+        self._clocks = clocks
+        self.world = clocks.another()
         self.network = network
         self.check_every = check_every
         self.rows: dict[tuple[str, bytes], bytes] = {}
@@ -37,13 +39,16 @@ class SimHead:
         """"rows": the next turn that writes loses its rows; "messages": only its messages."""
         self._ends: dict[bytes, LinkEnd] = {}
         self._links_made = 0
-        self._timer = Timer(world, self._tick)
+        self._timer = Timer(self.world, self._tick)
         self._stimuli = 0
 
     # ---- life
 
     def start(self) -> None:
         """Come up, with what the disk has."""
+        if self.epoch:  # on another machine, or on this one booted again
+            self.world = self._clocks.another()
+            self._timer = Timer(self.world, self._tick)
         self.epoch += 1
         self._links_made = 0
         head = Head(Random(self.world.rng.getrandbits(64)), HeadOptions(self.epoch, self.wall_offset_s))
@@ -94,7 +99,7 @@ class SimHead:
         incarnation = (self.epoch << 24) + self._links_made
         return LinkEnd(
             self.network, HEAD, node_id, incarnation, gcs.Packet,
-            lambda message: self._message(node_id, message), lambda undelivered: None,
+            lambda message: self._message(node_id, message), lambda undelivered: None, self.world,
         )  # fmt: skip
 
     def _message(self, node_id: bytes, message: gcs.NodeMessage) -> None:

@@ -104,14 +104,17 @@ class LinkEnd:
         packet_type: Any,
         on_message: Callable[[Any], None],
         on_reset: Callable[[list[Any]], None],
+        world: World,
     ) -> None:
+        """`world` as the machine at this end sees it."""
         self.link = Link(incarnation, packet_type, PACKETS)
         self._network = network
         self._here = here
         self._there = there
         self._on_message = on_message
         self._on_reset = on_reset
-        self._timer = Timer(network.world, self._tick)
+        self._world = world
+        self._timer = Timer(world, self._tick)
         self.closed = False
         self._stopped = False
 
@@ -132,7 +135,7 @@ class LinkEnd:
 
     def received(self, packet: Any) -> None:
         """A packet from the other end."""
-        self.link.packet_received(self._network.world.now, packet)
+        self.link.packet_received(self._world.now, packet)
         self._carry_out()
 
     def close(self) -> None:
@@ -141,7 +144,7 @@ class LinkEnd:
         self._timer.set(None)
 
     def _tick(self) -> None:
-        self.link.tick(self._network.world.now)
+        self.link.tick(self._world.now)
         self._carry_out()
 
     def _carry_out(self) -> None:

@@ -175,7 +175,7 @@ class SimNode:
             on_reset = self._head_reset if peer == HEAD else (lambda undelivered: self._peer_reset(peer))
             self._links_made += 1
             end = self._ends[peer] = LinkEnd(
-                self.network, self.id, peer, self._links_made, packet, on_message, on_reset
+                self.network, self.id, peer, self._links_made, packet, on_message, on_reset, self.world
             )
         return end
 

@@ -38,6 +38,8 @@ class Scenario:
     weather: Weather = Weather()
     plan: Plan = field(default_factory=Plan)
     script: type[Script] = Script
+    clocks_apart_s: float = 0.0
+    """Above 0 each machine has a clock of its own, and it drifts."""
 
 
 def scenario_of(seed: int, changes: Mapping[str, float] | None = None) -> Scenario:
@@ -80,7 +82,7 @@ def figures_of(scenario: Scenario) -> dict[str, float]:
     return {
         "nodes": scenario.nodes, "cpus": scenario.cpus, "drivers": scenario.drivers,
         "seconds": scenario.seconds, "store_bytes": scenario.store_bytes,
-        "lineage_bytes": scenario.lineage_bytes,
+        "lineage_bytes": scenario.lineage_bytes, "clocks_apart_s": scenario.clocks_apart_s,
         "loss": weather.loss, "duplicates": weather.duplicates, "late": weather.late,
         "until": plan.until, **plan.counts,
     }  # fmt: skip
@@ -100,7 +102,8 @@ def changed(scenario: Scenario, changes: Mapping[str, float]) -> Scenario:
     return replace(
         scenario, nodes=int(now["nodes"]), cpus=int(now["cpus"]), drivers=int(now["drivers"]),
         seconds=now["seconds"], store_bytes=int(now["store_bytes"]),
-        lineage_bytes=int(now["lineage_bytes"]), weather=weather, plan=Plan(now["until"], counts),
+        lineage_bytes=int(now["lineage_bytes"]), clocks_apart_s=now["clocks_apart_s"],
+        weather=weather, plan=Plan(now["until"], counts),
     )  # fmt: skip
 
 
@@ -117,6 +120,7 @@ class Simulation:
         self.cluster = cluster = Cluster(
             seed, scenario.weather, store_bytes=scenario.store_bytes,
             lineage_bytes=scenario.lineage_bytes, check_every=check_every,
+            clocks_apart_s=scenario.clocks_apart_s,
         )  # fmt: skip
         self.world = cluster.world
         cluster.head.start()

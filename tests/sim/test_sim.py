@@ -79,6 +79,14 @@ def test_a_full_store_spills_and_loses_nothing() -> None:
     assert "OBJECT_LOST" not in simulation.cluster.oracle.errors
 
 
+@pytest.mark.parametrize("seed", [31, 108])
+def test_promises_hold_whatever_the_clocks_of_the_machines_say(seed: int) -> None:
+    scenario = scenario_of(seed, {"clocks_apart_s": 36_000.0, "clock_jump": 3, "head_crash": 1})
+    simulation = check(Simulation(seed, scenario))
+    shown = [node.world.now - simulation.world.now for node in simulation.cluster.nodes.values()]
+    assert max(shown) - min(shown) > 3600.0
+
+
 def test_a_seed_replays_exactly() -> None:
     first, second = (
         Simulation(7, scenario_of(7, {"nodes": 5})) for _ in range(2)

@@ -75,7 +75,7 @@ class SimWorker:
 
     def __init__(self, cluster: Cluster, node: SimNode, worker_id: bytes, name: str, is_driver: bool) -> None:
         self.cluster = cluster
-        self.world = cluster.world
+        self.world = node.world
         self.node = node
         self.id = worker_id
         self.name = name

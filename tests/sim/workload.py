@@ -60,7 +60,7 @@ class Script:
     def _run(self) -> Coroutine:
         yield self.driver.ready
         names, weights = list(self.steps_by_weight), list(self.steps_by_weight.values())
-        while self.driver.world.now < self.stop_at:
+        while self.driver.cluster.world.now < self.stop_at:
             name = self._rng.choices(names, weights)[0]
             self.what = name
             self.steps += 1
