@@ -34,6 +34,8 @@ WINDOW_S = 5.0
 """Equal lines are counted together for so long."""
 QUEUE_LIMIT = 64 << 20
 """Bytes that wait for a blocked terminal; what comes on top is left out, and that is said."""
+PROGRESS = b"__ray_tqdm_magic_token__"
+"""A batch with this may hold states of progress bars (`experimental.tqdm_ray`) among its lines."""
 LATE_LINES_S = 0.3
 """Raylets of other nodes read their workers' files this often at least (see `logs`)."""
 
@@ -112,6 +114,21 @@ class Deduplicator:
         return line._replace(text=text)
 
 
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    """Progress bars, if there are any, make room meanwhile."""
+    progress = sys.modules.get("miniray.experimental.tqdm_ray")
+    if progress is None:
+        yield
+        return
+    bars = progress.instance()
+    bars.hide_bars()
+    try:
+        yield
+    finally:
+        bars.unhide_bars()
+
+
 class Sink:
     """One of the driver's streams: prefix, colour, deduplication."""
 
@@ -125,7 +142,7 @@ class Sink:
         self._asked = self._per_worker and any(os.environ.get(name) for name in knob.environment)
 
     def show(self, lines: Iterator[Line] | list[Line]) -> None:
-        """Print now. A stream that is closed or broken swallows it."""
+        """Print now, above progress bars. A stream that is closed or broken swallows it."""
         file = getattr(sys, self._stream)
         if file is None:
             return
@@ -133,8 +150,9 @@ class Sink:
             coloured = self._asked or file.isatty()
             text = "".join(f"{self._prefix(line, coloured)}{line.text}\n" for line in lines)
             if text:
-                file.write(text)
-                file.flush()
+                with _room():
+                    file.write(text)
+                    file.flush()
 
     def _prefix(self, line: Line, coloured: bool) -> str:
         if not self._says_who:
@@ -154,7 +172,7 @@ class LogStream:
     """The output of one job's workers; made by its driver."""
 
     def __init__(self, worker: CoreWorker) -> None:
-        ip = worker.node_info.host
+        ip = self._own_ip = worker.node_info.host
         says_who = not worker.job.logging      # else the records do
         self._sinks = {"out": Sink("stdout", ip, says_who), "err": Sink("stderr", ip, says_who)}
         self._queue: deque[bytes] = deque()
@@ -208,6 +226,20 @@ class LogStream:
             if sink.repeats is not None:
                 sink.show(sink.repeats.due(float("inf")))
 
+    def _without_progress(self, lines: list[Line]) -> list[Line]:
+        """States of progress bars go to their manager; the other lines."""
+        from miniray.experimental import tqdm_ray
+
+        others = []
+        for line in lines:
+            state = tqdm_ray.state_in(line.text, line.pid)
+            if state is None:
+                others.append(line)
+            else:
+                elsewhere = line.ip if line.ip != self._own_ip else ""
+                tqdm_ray.instance().process_state_update(state, elsewhere)
+        return others
+
     def _pause(self) -> float | None:
         due = [sink.repeats.next_due() for sink in self._sinks.values() if sink.repeats is not None]
         times = [at for at in due if at is not None]
@@ -221,6 +253,8 @@ class LogStream:
             batch = json.loads(data)
             sink = self._sinks[batch["stream"]]
             lines = [Line(batch["name"], batch["pid"], batch["ip"], text) for text in batch["lines"]]
+            if PROGRESS in data:
+                lines = self._without_progress(lines)
             if sink.repeats is not None:
                 now = time.monotonic()
                 lines = [shown for line in lines for shown in sink.repeats.add(now, line)]

@@ -58,6 +58,7 @@ _LAZY = {
 
 _MODULES = frozenset(
     {
+        "actor_group",
         "actor_pool",
         "annotations",
         "check_serialize",
