@@ -6,8 +6,8 @@
     clients ──────▶ │ pool    leases ── hosting    relay    bridge              │ ──▶ out
     (workers,       │ who is  who runs  actors,    who      requests to the GCS │  ToClient, Send,
      drivers)       │ there   what      bundles    talks                        │  StartWorker,
-    GCS, raylets ─▶ │ memory ── transfer                                        │  SpillObjects, …
-    shell's answers │ room      pulls                                           │
+    GCS, raylets ─▶ │ memory ── transfer ── serving                             │  SpillObjects, …
+    shell's answers │ room      pulls       readers                             │
                     └────────────────────────────────────────────────────────────┘
 
 The shell (`runtime.raylet`, or the simulator) feeds messages and facts, drains `out` in order,
@@ -44,6 +44,7 @@ from miniray.core.pool import DRIVER, Pool
 from miniray.core.relay import Relay, node_died
 from miniray.core.residents import Residents
 from miniray.core.resources import NodeResources
+from miniray.core.serving import Serving
 from miniray.core.transfer import Transfer
 
 HEARTBEAT_S = 0.5
@@ -83,6 +84,7 @@ class Node:
         self.memory = Memory(
             self.out, self.stories, self.relay, store_bytes, client_name=self.residents.name_of)
         self.transfer = Transfer(self.out, self.node_id, self.memory, self.peers)
+        self.serving = Serving()
         self.requests = LeaseQueue(
             self.out, self.node_id, self.pool, self.relay, self.view, rng, self.stories, self.bridge.ask)
         self.leases = Leases(self.out, self.node_id, self.pool, self.relay, self.resources, self.requests,
@@ -454,7 +456,7 @@ class Node:
     def check(self) -> None:
         """Every invariant of every part."""
         for part in (self.pool, self.leases, self.hosting, self.relay, self.memory, self.transfer,
-                     self.inquiries):
+                     self.serving, self.inquiries):
             part.check()
         if not self.leases.grants and not self.hosting.bundles:
             assert self.resources.available == self.resources.total, "resources were not given back"

@@ -30,7 +30,7 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -48,6 +48,10 @@ IDLE_S = 30.0
 ACCEPT_AGAIN_S = 0.1
 STALL_S = 10.0
 """A transfer that moves nothing for so long has failed; the next one goes on where it stopped."""
+PASSED_ON_STALL_S = 30.0
+"""The same from a source that waits for its own: that one is the first to look for another."""
+SILENT_AFTER_S, SILENT_EVERY_S, SILENT_TIMES = 4, 2, 3
+"""A machine that is gone is noticed all the same: it does not answer probes."""
 CONNECT_S = 5.0
 GREETING_S = 10.0
 GREETING_AT_ONCE = 64
@@ -78,6 +82,9 @@ class Source(Protocol):
     header: raylet_pb2.Chunk
     size: int
 
+    async def ready(self, offset: int) -> int:
+        """Where the bytes end that are there, more than up to `offset`. OSError when no more will come."""
+
     def piece(self, offset: int, length: int) -> Any:
         """A buffer with these bytes; called in a thread. OSError when they cannot be read."""
 
@@ -90,7 +97,7 @@ class BulkServer:
     `on_channel(hello, fd)` for a connection to one of our workers; the descriptor is its own."""
 
     def __init__(self, host: str, port: int, token: str | Access,
-                 open_source: Callable[[raylet_pb2.FetchRequest], Source],
+                 open_source: Callable[[raylet_pb2.FetchRequest], Awaitable[Source]],
                  on_channel: Callable[[raylet_pb2.ChannelHello, int], None]) -> None:
         self._access = Access.of(token)
         self._open_source = open_source
@@ -186,13 +193,16 @@ class BulkServer:
             self._greeting.pop(host, None)
 
     async def _answer(self, sock: Connection, request: raylet_pb2.FetchRequest) -> None:
-        source = self._open_source(request)
+        source = await self._open_source(request)
         complete = False
         try:
             header = source.header.SerializeToString()
             await tls_socket.send_all(self._loop, sock, _LENGTH.pack(len(header)) + header)
-            if source.size:
-                await _in_thread(self._loop, self._threads, sock, _send_all, source)
+            at = 0
+            while at < source.size:  # without a thread while we wait ourselves for what is next
+                end = await source.ready(at)
+                await _in_thread(self._loop, self._threads, sock, _send_all, (source, at, end))
+                at = end
             complete = True
         finally:
             source.close(complete)
@@ -239,12 +249,16 @@ class BulkReader:
             self._keep(address, sock)
             return
         if not request.length or size - start <= request.length:
-            await self._receive(address, sock, landing, start, size)
+            await self._receive(address, sock, header, landing, (start, size))
             return
         offsets = deque(range(start + PART_BYTES, size, PART_BYTES))
         streams = min(self._streams - 1, len(offsets))
+        if header.partial:  # its first missing byte is the next for all
+            await self._receive(address, sock, header, landing, (start, start + PART_BYTES))
+            await self._read_parts(address, request, landing, offsets)
+            return
         await _together([
-            self._receive(address, sock, landing, start, start + PART_BYTES),
+            self._receive(address, sock, header, landing, (start, start + PART_BYTES)),
             *(self._read_parts(address, request, landing, offsets) for _ in range(streams))])
 
     async def _read_parts(self, address: Address, request: raylet_pb2.FetchRequest, landing: Landing,
@@ -253,10 +267,12 @@ class BulkReader:
         while offsets:
             offset = offsets.popleft()
             sock, header = await self._open(address, _part_of(request, offset))
-            if header.HasField("failure") or header.total_size != len(landing):
+            changed = header.total_size != len(landing) or header.version != landing.version
+            if header.HasField("failure") or changed:
                 self._let_go(sock)
                 raise ConnectionError(f"the source has changed its mind: {header.failure.message}")
-            await self._receive(address, sock, landing, offset, min(offset + PART_BYTES, len(landing)))
+            end = min(offset + PART_BYTES, len(landing))
+            await self._receive(address, sock, header, landing, (offset, end))
 
     async def _open(
         self, address: Address, request: raylet_pb2.FetchRequest
@@ -285,11 +301,11 @@ class BulkReader:
         sock = await connect(self._loop, address, self._access)
         return sock, await self._ask_fresh(sock, request)
 
-    async def _receive(
-        self, address: Address, sock: Connection, landing: Landing, start: int, end: int
-    ) -> None:
+    async def _receive(self, address: Address, sock: Connection, header: raylet_pb2.Chunk, landing: Landing,
+                       between: tuple[int, int]) -> None:
+        stall_s = PASSED_ON_STALL_S if header.partial else STALL_S
         try:
-            await _in_thread(self._loop, self._threads, sock, _receive_all, (landing, start, end))
+            await _in_thread(self._loop, self._threads, sock, _receive_all, (landing, *between), stall_s)
         except BaseException:
             self._let_go(sock)
             raise
@@ -350,6 +366,7 @@ async def connect(loop: asyncio.AbstractEventLoop, address: Address, token: str 
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         resend_soon(sock)
+        _probe(sock)
         await asyncio.wait_for(loop.sock_connect(sock, where), CONNECT_S)
         access.demand_own(f"{where[0]}:{where[1]}")
         return await asyncio.wait_for(_introduce(loop, sock, Address(*address), access), GREETING_S)
@@ -358,6 +375,13 @@ async def connect(loop: asyncio.AbstractEventLoop, address: Address, token: str 
         if isinstance(error, (EOFError, asyncio.TimeoutError)):
             raise ConnectionError(f"{where[0]}:{where[1]} does not answer") from None
         raise
+
+
+def _probe(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENT_AFTER_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENT_EVERY_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, SILENT_TIMES)
 
 
 async def _introduce(
@@ -434,9 +458,10 @@ async def _write_message(
 
 
 async def _in_thread(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor, sock: Connection,
-                     work: Callable[[Connection, Any], None], argument: Any) -> None:
+                     work: Callable[[Connection, Any], None], argument: Any,
+                     stall_s: float = STALL_S) -> None:
     """Run `work` with the socket in blocking mode. When cancelled, waits until it has let go."""
-    sock.settimeout(STALL_S)
+    sock.settimeout(stall_s)
     running = loop.run_in_executor(threads, work, sock, argument)
     try:
         await asyncio.shield(running)
@@ -454,11 +479,11 @@ async def _in_thread(loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecuto
 # ---- in a thread ----
 
 
-def _send_all(sock: Connection, source: Source) -> None:
-    at = 0
-    while at < source.size:
+def _send_all(sock: Connection, what: tuple[Source, int, int]) -> None:
+    source, at, end = what
+    while at < end:
         # Released, not only dropped: an error keeps this frame, and the pin, till the collector comes.
-        with memoryview(source.piece(at, min(PIECE_BYTES, source.size - at))) as data:
+        with memoryview(source.piece(at, min(PIECE_BYTES, end - at))) as data:
             sock.sendall(data)
             at += len(data)
 

@@ -5,17 +5,19 @@
     SpillObjects   store ──▶ file, then out of the store          `objects_spilled`
     RestoreObject  file ──▶ store, as a secondary copy            `object_restored`
     StartFetch     other node ──▶ store, as a secondary copy      `fetch_ended`
-    open_source()  store or file ──▶ other node
+    open_source()  store or file ──▶ other node                   what is on its way here, too
 
 Bytes are read from and written into the segment directly (`runtime.bulk`). Loop's thread; file
-I/O runs in the loop's executor. At most `SERVES_PER_OBJECT` streams leave this node for one object at a time:
-others wait, and are sent on to those who have a copy by now, so that a broadcast forms a tree.
+I/O runs in the loop's executor. Who is served and who is sent on is decided in `core.serving`. What is
+passed on before it is complete is read only by the raylet, in its own memory that is not sealed yet: no
+other process can take it for whole, and a reader that gets only a part of it aborts its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
 from miniray import _native
@@ -23,16 +25,22 @@ from miniray._proto import common_pb2 as common
 from miniray._proto import raylet_pb2
 from miniray.core.memory import NOBODY, Owner
 from miniray.core.node import Node
-from miniray.core.node_effects import DropSpilled, RestoreObject, SpillObjects, StartFetch, StopFetch
+from miniray.core.node_effects import (
+    DeleteObjects,
+    DropSpilled,
+    RestoreObject,
+    SpillObjects,
+    StartFetch,
+    StopFetch,
+)
 from miniray.runtime.landing import Landing
 from miniray.runtime.spill import Spilled, SpillFiles
 
 CHUNK_BYTES = 5 << 20
-SERVES_PER_OBJECT = 3
 DAMAGED_KEPT = 1000
-ELSEWHERE_KEPT = 8
-SPREADS_KEPT = 256
-"""Objects of which is known who has read them. One who has it no more says so, and others are asked."""
+VERSION_BYTES = 8
+HELD_S = 1.0
+"""Who asks for what is about to come waits so long for its first byte, and then asks somebody else."""
 
 
 Begin = Callable[[raylet_pb2.Chunk], Landing]
@@ -73,8 +81,10 @@ class Objects:
         self._landings: dict[bytes, Landing] = {}
         """Objects of which not all bytes have come."""
         self._others: set[asyncio.Task[None]] = set()
-        self._serving: dict[bytes, dict[bytes, int]] = {}
-        self._spread: dict[bytes, Spread] = {}
+        self._awaiting: dict[bytes, list[asyncio.Future[None]]] = {}
+        """Readers of objects that are about to come; told when one begins to, or does not."""
+        self._versions: dict[bytes, bytes] = {}
+        """Of copies that others have read or that were read from others."""
         self._damaged: dict[bytes, str] = {}
         """What was found when copies on disk were read for others: their next attempt hears it."""
 
@@ -151,8 +161,16 @@ class Objects:
         view.release()
         self._store.seal(object_id)
 
+    def deleted(self, effect: DeleteObjects) -> None:
+        """These have left the store; what comes under the same id later may have other bytes."""
+        for object_id in effect.object_ids:
+            if self._files.location(object_id) is None:
+                self._versions.pop(object_id, None)
+
     def drop_spilled(self, effect: DropSpilled) -> None:
         """Forget spilled copies."""
+        for object_id in effect.object_ids:
+            self._versions.pop(object_id, None)
         unused = [last for object_id in effect.object_ids if (last := self._files.forget(object_id))]
         if unused:
             self._loop.run_in_executor(None, self._files.remove, unused)
@@ -192,8 +210,9 @@ class Objects:
         """Give the memory of an object back that did not come to its end."""
         landing = self._landings.pop(object_id, None)
         if landing is not None:
-            landing.view.release()
+            landing.over(is_whole=False)
             self._store.abort(object_id)
+        self._tell_readers(object_id)
 
     async def _fetch(self, object_id: bytes, node_id: bytes, before: asyncio.Task[None] | None) -> None:
         size, owner = 0, NOBODY
@@ -210,6 +229,7 @@ class Objects:
             failure = common.Failure(kind=common.NODE_DIED, message=str(error))
         if self._fetches.get(object_id) is asyncio.current_task():
             del self._fetches[object_id]
+        self._tell_readers(object_id)
         self._node.fetch_ended(self._loop.time(), object_id, size, owner, failure, elsewhere)
         self._turn()
 
@@ -226,10 +246,11 @@ class Objects:
                 raise FetchFailed(header.failure, list(header.elsewhere))
             total, owner = header.total_size, _owner_of(header)
             if kept is None:
-                self._landings[object_id] = Landing(self._room(object_id, total))
-            elif len(kept) != total:
+                self._landings[object_id] = Landing(self._room(object_id, total), header.version)
+                self._tell_readers(object_id)
+            elif len(kept) != total or kept.version != header.version:
                 self._drop(object_id)
-                raise ConnectionError(f"its copy has {total} bytes, another one had more or less")
+                raise ConnectionError("its copy has other bytes than the one that was begun")
             return self._landings[object_id]
 
         request = raylet_pb2.FetchRequest(
@@ -242,8 +263,11 @@ class Objects:
             if object_id in self._landings:
                 self._landings[object_id].interrupted()
             raise
-        self._landings.pop(object_id).view.release()
+        landing = self._landings.pop(object_id)
+        landing.over(is_whole=True)
         self._store.seal(object_id)
+        if landing.version:
+            self._versions[object_id] = landing.version
         return total, owner
 
     def _room(self, object_id: bytes, size: int) -> memoryview:
@@ -255,35 +279,98 @@ class Objects:
 
     # ---- serving ----
 
-    def open_source(self, request: raylet_pb2.FetchRequest) -> Source:
-        """Begin to serve an object or a part; a source of no bytes with a failure when it is not here."""
+    async def open_source(self, request: raylet_pb2.FetchRequest) -> Source:
+        """Begin to serve an object or a part; a source of no bytes with a failure when it is not here.
+
+        What is on its way here is waited for, `HELD_S` at most.
+        """
         object_id = request.object_id
-        readers = self._serving.get(object_id, {})
-        begun = request.reader in readers or request.offset
-        if not begun:
-            spread = self._spread.get(object_id)
-            elsewhere = spread.instead(request.reader) if spread is not None else []
-            if elsewhere or len(readers) >= SERVES_PER_OBJECT:
-                return Source(raylet_pb2.Chunk(
-                    failure=common.Failure(kind=common.UNAVAILABLE, message="its source is busy"),
-                    elsewhere=elsewhere))
         buffer = self._store.get(object_id)
-        location = self._files.location(object_id) if buffer is None else None
-        if buffer is None and location is None:
-            why = self._damaged.get(object_id, "the copy is gone")
-            return Source(raylet_pb2.Chunk(failure=common.Failure(kind=common.NOT_FOUND, message=why)))
-        readers = self._serving.setdefault(object_id, readers)
-        readers[request.reader] = readers.get(request.reader, 0) + 1
         view = memoryview(buffer) if buffer is not None else None
+        location = self._files.location(object_id) if view is None else None
+        if view is None and location is None:
+            return await self._open_coming(request)
         size = len(view) if view is not None else location.size if location is not None else 0
+        refusal = self._refusal(request, size)
+        return refusal or self._source(request, size, self._version(object_id), view, location)
+
+    def _refusal(self, request: raylet_pb2.FetchRequest, size: int) -> Source | None:
+        """It is to be read elsewhere, or later; None: it is to be served."""
+        info = self._node.peers.get(request.reader)
+        elsewhere = self._node.serving.asked(
+            request.object_id, request.reader, size, begun=request.offset > 0,
+            passes_on=info is None or not info.takes_no_work)
+        return None if elsewhere is None else _refused(common.UNAVAILABLE, "its source is busy", elsewhere)
+
+    async def _open_coming(self, request: raylet_pb2.FetchRequest) -> Source:
+        """Serve what has come so far of an object that is on its way here, and then the rest."""
+        object_id = request.object_id
+        pull = self._node.transfer.pulls.get(object_id)
+        if pull is None:
+            return _refused(common.NOT_FOUND, self._damaged.get(object_id, "the copy is gone"))
+        has_begun = request.reader in self._node.serving.readers(object_id)
+        refusal = self._refusal(request, pull.size)
+        if refusal is not None:
+            return refusal
+        landing = None
+        try:
+            if has_begun:
+                landing = self._landings.get(object_id)
+            else:
+                landing = await asyncio.wait_for(self._coming(object_id, request.offset), HELD_S)
+        except (ConnectionError, asyncio.TimeoutError):
+            pass
+        finally:
+            if landing is None:
+                self._served_one(request, False)
+        if landing is None:
+            return _refused(common.UNAVAILABLE, "it has not come here yet")
+        return self._source(request, len(landing), landing.version, landing.view[:], landing=landing)
+
+    async def _coming(self, object_id: bytes, offset: int) -> Landing | None:
+        """The landing once more of it is there than `offset`; who asks cannot be behind us, then."""
+        while object_id not in self._landings:
+            if object_id not in self._node.transfer.pulls:
+                return None
+            news = self._loop.create_future()
+            self._awaiting.setdefault(object_id, []).append(news)
+            await news
+        landing = self._landings[object_id]
+        while landing.done <= offset:
+            await landing.reached(offset)
+            if landing.is_whole:
+                return None
+        return landing
+
+    def _tell_readers(self, object_id: bytes) -> None:
+        for news in self._awaiting.pop(object_id, []):
+            if not news.done():
+                news.set_result(None)
+
+    def _version(self, object_id: bytes) -> bytes:
+        """Of a whole copy; made up for one that came from nowhere."""
+        if object_id not in self._versions:
+            self._versions[object_id] = os.urandom(VERSION_BYTES)
+        return self._versions[object_id]
+
+    def _source(self, request: raylet_pb2.FetchRequest, size: int, version: bytes, view: memoryview | None,
+                location: Spilled | None = None, landing: Landing | None = None) -> Source:
         start = min(request.offset, size)
-        header = raylet_pb2.Chunk(total_size=size, offset=start)
-        held = self._node.memory.held.get(object_id)
-        if held is not None and held.owner != NOBODY:
-            header.owner = common.Address(node_id=held.owner[0], worker_id=held.owner[1]).SerializeToString()
+        header = raylet_pb2.Chunk(
+            total_size=size, offset=start, version=version, partial=landing is not None)
+        header.owner = self._owner_of(request.object_id)
         length = min(request.length or size, size - start)
         return Source(header, view, location, lambda complete: self._served_one(request, complete), length,
-                      lambda error: self._loop.call_soon_threadsafe(self._unreadable, object_id, error))
+                      lambda error: self._loop.call_soon_threadsafe(
+                          self._unreadable, request.object_id, error), landing)
+
+    def _owner_of(self, object_id: bytes) -> bytes:
+        """Encoded; b"" when nobody has told us."""
+        held = self._node.memory.held.get(object_id)
+        if held is not None and held.owner != NOBODY:
+            return common.Address(node_id=held.owner[0], worker_id=held.owner[1]).SerializeToString()
+        pull = self._node.transfer.pulls.get(object_id)
+        return pull.owner.SerializeToString() if pull is not None else b""
 
     def _unreadable(self, object_id: bytes, error: OSError) -> None:
         """A copy on disk is damaged: it is none."""
@@ -294,32 +381,20 @@ class Objects:
         self._turn()
 
     def _served_one(self, request: raylet_pb2.FetchRequest, complete: bool) -> None:
-        """One stream has ended; the reader has a copy when the last of its streams ended well."""
-        object_id, reader = request.object_id, request.reader
-        readers = self._serving[object_id]
-        readers[reader] -= 1
-        if not readers[reader]:
-            del readers[reader]
-            if complete and reader:
-                spread = self._spread[object_id] = self._spread.pop(object_id, Spread())
-                spread.copies.append(reader)
-                if len(self._spread) > SPREADS_KEPT:
-                    del self._spread[next(iter(self._spread))]
-        if not readers:
-            del self._serving[object_id]
+        self._node.serving.ended(request.object_id, request.reader, complete)
 
     async def serve(
         self, request: raylet_pb2.FetchRequest, reader: bytes = b""
     ) -> AsyncIterator[raylet_pb2.Chunk]:
         """The same over gRPC: chunks, the first one with the header's fields."""
         request.reader = reader
-        source = self.open_source(request)
+        source = await self.open_source(request)
         complete = False
         try:
             chunk = source.header
             at = 0
             while at < source.size:
-                length = min(CHUNK_BYTES, source.size - at)
+                length = min(CHUNK_BYTES, await source.ready(at) - at)
                 chunk.data = bytes(await self._loop.run_in_executor(None, source.piece, at, length))
                 yield chunk
                 at += length
@@ -331,37 +406,28 @@ class Objects:
             source.close(complete)
 
 
-class Spread:
-    """Who has read an object from here, oldest first."""
-
-    def __init__(self) -> None:
-        self.copies: list[bytes] = []
-        self._sent_on: dict[bytes, None] = {}
-
-    def instead(self, reader: bytes) -> list[bytes]:
-        """Who is to be asked in our place, the last ones that have it: [] until there are enough, and
-        for whoever was sent on and has come back."""
-        if len(self.copies) < SERVES_PER_OBJECT or reader in self._sent_on or reader in self.copies:
-            self._sent_on.pop(reader, None)
-            return []
-        self._sent_on[reader] = None
-        del self.copies[:-ELSEWHERE_KEPT]
-        return list(self.copies)
-
-
 class Source:
     """One object, or `size` bytes of it, that another node reads; see `runtime.bulk.Source`."""
 
     def __init__(self, header: raylet_pb2.Chunk, view: memoryview | None = None,
                  location: Spilled | None = None,
                  on_close: Callable[[bool], None] = lambda complete: None, size: int = 0,
-                 on_damage: Callable[[OSError], object] = lambda error: None) -> None:
+                 on_damage: Callable[[OSError], object] = lambda error: None,
+                 landing: Landing | None = None) -> None:
         self.header = header
         self.size = size
         self._view = view
         self._location = location
         self._on_close = on_close
         self._on_damage = on_damage
+        self._landing = landing
+
+    async def ready(self, offset: int) -> int:
+        """Where the bytes end that are there, more than up to `offset`. OSError when no more will come."""
+        if self._landing is None:
+            return self.size
+        end = await self._landing.reached(self.header.offset + offset) - self.header.offset
+        return min(end, self.size)
 
     def piece(self, offset: int, length: int) -> Any:
         """A buffer with these bytes of the segment, or read from the spill file; OSError if they are bad."""
@@ -379,6 +445,11 @@ class Source:
         """Unpin."""
         self._view = None
         self._on_close(complete)
+
+
+def _refused(kind: common.ErrorKind, why: str, elsewhere: Sequence[bytes] = ()) -> Source:
+    """No bytes, and the reason."""
+    return Source(raylet_pb2.Chunk(failure=common.Failure(kind=kind, message=why), elsewhere=elsewhere))
 
 
 def _owner_of(chunk: raylet_pb2.Chunk) -> Owner:

@@ -136,7 +136,7 @@ class Raylet:
             Send: self._do_send, ToClient: self._do_to_client, CloseFd: lambda e: os.close(e.fd),
             DropClient: self._do_drop_client, StartWorker: self._do_start_worker,
             StopWorker: self._do_stop_worker, SurveyStore: self._do_survey,
-            DeleteObjects: lambda e: self._store.delete(e.object_ids), SpillObjects: self.objects.spill,
+            DeleteObjects: self._do_delete, SpillObjects: self.objects.spill,
             RestoreObject: self.objects.restore, DropSpilled: self.objects.drop_spilled,
             StartFetch: self.objects.start_fetch, StopFetch: self.objects.stop_fetch,
             ForgetPeer: lambda e: self.peers.forget(e.node_id),
@@ -421,6 +421,10 @@ class Raylet:
             self.turn()
 
         process_look.look(self._loop, effect.pid, effect.stack, seen)
+
+    def _do_delete(self, effect: DeleteObjects) -> None:
+        self._store.delete(effect.object_ids)
+        self.objects.deleted(effect)
 
     def _do_survey(self, effect: SurveyStore) -> None:
         self.node.store_surveyed(self._loop.time(), self._store.survey())

@@ -1,4 +1,4 @@
-"""One object to many hosts: those that have it pass it on, whoever made it sends a few copies."""
+"""One object to many hosts: those that get it pass it on meanwhile; nobody sends more than a few copies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def eight() -> Iterator[NetCluster]:
     yield from made(HOSTS, 1)
 
 
-def test_a_broadcast_forms_a_tree(eight: NetCluster) -> None:
+def test_a_broadcast_is_passed_on_by_those_who_get_it(eight: NetCluster) -> None:
     for host in eight.hosts:
         host.limit(megabits=400)
     with eight.driver(f"""
@@ -43,4 +43,5 @@ def test_a_broadcast_forms_a_tree(eight: NetCluster) -> None:
         assert driver.hear() == {"sums": [SIZE] * (HOSTS - 1)}
         copies = [(host.sent_bytes() - sent) / SIZE for host, sent in zip(eight.hosts, before, strict=True)]
     assert sum(copies) < HOSTS + 0.5, "nobody got it twice"
-    assert max(copies) < 4.5, f"copies sent by each host: {copies}"
+    assert max(copies) < 3.5, f"copies sent by each host: {copies}"
+    assert sum(sent > 0.5 for sent in copies) > HOSTS // 2, f"copies sent by each host: {copies}"

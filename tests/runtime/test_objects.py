@@ -21,7 +21,8 @@ from fsspec.spec import AbstractBufferedFile
 
 from miniray import _native
 from miniray._proto import common_pb2 as common
-from miniray._proto import raylet_pb2
+from miniray._proto import raylet_pb2, worker_pb2
+from miniray.core import serving
 from miniray.core.memory import Held
 from miniray.core.node import Node
 from miniray.core.node_effects import DropSpilled, RestoreObject, SpillObjects, StartFetch, StopFetch
@@ -553,7 +554,7 @@ async def test_a_reader_that_breaks_off_leaves_no_pin_for_the_collector(tmp_path
             with pytest.raises(OSError, match="no room"):
                 await client.fetch(
                     ("127.0.0.1", server.port), raylet_pb2.FetchRequest(object_id=oid(1)), has_no_room)
-        await eventually(lambda: not source.objects._serving)
+        await eventually(lambda: not source.node.serving.readers(oid(1)))
         await eventually(lambda: not source.store.stats()["pinned_bytes"])
     finally:
         gc.enable()
@@ -609,18 +610,19 @@ async def test_a_large_object_is_read_in_parts_at_once(striped: tuple[Place, Wir
     asked: list[tuple[int, int]] = []
     serve = source.objects.open_source
 
-    def open_source(request: raylet_pb2.FetchRequest) -> Any:
+    async def open_source(request: raylet_pb2.FetchRequest) -> Any:
         asked.append((request.offset, request.length))
-        return serve(request)
+        return await serve(request)
 
     wires.server._open_source = open_source
     request = raylet_pb2.FetchRequest(object_id=oid(1), reader=b"r" * 28)
     await wires.client.fetch(
         ("127.0.0.1", wires.server.port), request,
-        lambda header: Landing(memoryview(target)) if header.total_size == size else pytest.fail("size"))
+        lambda header: Landing(memoryview(target), header.version) if header.total_size == size
+        else pytest.fail("size"))
     assert bytes(target) == data
     assert sorted(asked) == [(at, 64 * 1024) for at in range(0, max(size, 1), 64 * 1024)]
-    await eventually(lambda: not source.objects._serving)
+    await eventually(lambda: not source.node.serving.readers(oid(1)))
     assert wires.client._slots._value == bulk.STREAMS, "every slot was given back"
 
 
@@ -632,37 +634,37 @@ async def test_a_part_that_fails_fails_the_whole(
     target = bytearray(MIB)
     serve = source.objects.open_source
 
-    def open_source(request: raylet_pb2.FetchRequest) -> Any:
+    async def open_source(request: raylet_pb2.FetchRequest) -> Any:
         if request.offset >= 5 * 64 * 1024:
             request.object_id = oid(2)      # as if it had been deleted meanwhile
-        return serve(request)
+        return await serve(request)
 
     wires.server._open_source = open_source
     with pytest.raises(ConnectionError, match="changed its mind"):
         await wires.client.fetch(
             ("127.0.0.1", wires.server.port), raylet_pb2.FetchRequest(object_id=oid(1), reader=b"r" * 28),
-            lambda header: Landing(memoryview(target)))
+            lambda header: Landing(memoryview(target), header.version))
     assert wires.client._slots._value == bulk.STREAMS, "every stream has let go"
-    await eventually(lambda: not source.objects._serving)
+    await eventually(lambda: not source.node.serving.readers(oid(1)))
 
 
 async def test_the_streams_of_one_reader_count_as_one_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "SERVES_PER_OBJECT", 1)
+    monkeypatch.setattr(serving, "SERVES_PER_OBJECT", 1)
     place = Place(tmp_path, b"s")
     place.put(1, b"x" * MIB)
 
-    def read(reader: bytes, offset: int) -> Any:
-        return place.objects.open_source(raylet_pb2.FetchRequest(
+    async def read(reader: bytes, offset: int) -> Any:
+        return await place.objects.open_source(raylet_pb2.FetchRequest(
             object_id=oid(1), reader=reader * 28, offset=offset, length=MIB // 2))
 
-    streams = [read(b"1", 0), read(b"1", MIB // 2)]
+    streams = [await read(b"1", 0), await read(b"1", MIB // 2)]
     assert [stream.size for stream in streams] == [MIB // 2, MIB // 2]
     streams[0].close(True)
-    assert not read(b"2", 0).header.elsewhere, "nobody has a whole copy yet"
+    assert not (await read(b"2", 0)).header.elsewhere, "nobody has a whole copy yet"
     streams[1].close(True)
-    refused = read(b"3", 0)
+    refused = await read(b"3", 0)
     assert refused.header.failure.kind == common.UNAVAILABLE
     assert list(refused.header.elsewhere) == [b"1" * 28]
 
@@ -694,26 +696,174 @@ async def test_a_connection_for_two_workers_passes_the_same_door(tmp_path: Path)
 async def test_a_busy_source_names_those_it_has_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "SERVES_PER_OBJECT", 1)
+    monkeypatch.setattr(serving, "SERVES_PER_OBJECT", 1)
     place = Place(tmp_path, b"s")
     place.put(1, b"x" * MIB)
 
-    def read(reader: bytes, offset: int = 0) -> Any:
-        return place.objects.open_source(
+    async def read(reader: bytes, offset: int = 0) -> Any:
+        return await place.objects.open_source(
             raylet_pb2.FetchRequest(object_id=oid(1), reader=reader * 28, offset=offset))
 
-    first = read(b"1")
-    refused = read(b"2")
+    first = await read(b"1")
+    refused = await read(b"2")
     assert refused.header.failure.kind == common.UNAVAILABLE and not refused.header.elsewhere
-    rest = read(b"2", MIB // 2)
+    rest = await read(b"2", MIB // 2)
     assert rest.size == MIB // 2, "who has begun is served"
     first.close(True)
-    refused = read(b"3")
+    refused = await read(b"3")
     assert refused.header.failure.kind == common.UNAVAILABLE
     assert list(refused.header.elsewhere) == [b"1" * 28]
     rest.close(False)
-    assert list(read(b"4").header.elsewhere) == [b"1" * 28], "it has sent enough copies"
-    again = read(b"4")
+    assert list((await read(b"4")).header.elsewhere) == [b"1" * 28], "it has sent enough copies"
+    again = await read(b"4")
     assert again.size == MIB, "who could get it nowhere else is served"
     again.close(True)
     assert place.store.pins(oid(1)) == []
+
+
+# ---- passing on what has not come to its end here ----
+
+
+class Slow:
+    """A source of which the test says how far its bytes come."""
+
+    def __init__(self, data: bytes, version: bytes = b"v") -> None:
+        self.data, self.version = data, version
+        self.landing: Landing | None = None
+        self.opened, self.stopped = asyncio.Event(), asyncio.Event()
+        self.failure: OSError | None = None
+
+    async def fetch(self, node_id: bytes, request: raylet_pb2.FetchRequest, begin: Begin) -> None:
+        self.landing = begin(raylet_pb2.Chunk(
+            total_size=len(self.data), offset=request.offset, version=self.version))
+        self.opened.set()
+        await self.stopped.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    def give(self, start: int, end: int) -> None:
+        """These bytes arrive."""
+        assert self.landing is not None
+        self.landing.view[start:end] = self.data[start:end]
+        self.landing.arrived(start, end)
+
+    def stop(self, failure: OSError | None = None) -> None:
+        self.failure = failure
+        self.stopped.set()
+
+
+def pulls(place: Place, number: int, size: int) -> None:
+    """Somebody at `place` waits for this object."""
+    place.node.transfer.pull_requested(0.0, b"w" * 28, worker_pb2.PullRequest(
+        request_id=1, object_id=oid(number), locations=[b"z" * 28], size=size))
+
+
+@pytest.fixture(params=["bulk", "striped", "chunks"])
+async def passing(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Place, Place]]:
+    """(here, middle): `here` fetches from `middle`."""
+    monkeypatch.setattr(bulk, "PART_BYTES", MIB)
+    here, middle = Place(tmp_path, b"a"), Place(tmp_path, b"b")
+    wires = Wires(here, middle, "chunks" if request.param == "chunks" else "bulk")
+    if request.param == "striped":
+        wires.client = BulkReader("token", streams=3)
+    yield here, middle
+    wires.close()
+    here.objects.close()
+    middle.objects.close()
+    await asyncio.sleep(0)
+
+
+async def test_what_has_come_is_passed_on_before_the_rest_is_there(passing: tuple[Place, Place]) -> None:
+    here, middle = passing
+    data = os.urandom(5 * MIB)
+    source = Slow(data)
+    middle.objects.fetch_port = source.fetch
+    pulls(middle, 1, len(data))
+    here.objects.start_fetch(StartFetch(oid(1), middle.node.node_id))
+    await eventually(lambda: bool(middle.node.serving.readers(oid(1))))
+    middle.objects.start_fetch(StartFetch(oid(1), b"z" * 28))
+    await source.opened.wait()
+    for at in range(0, 4 * MIB, MIB):
+        source.give(at, at + MIB)
+        await eventually(lambda come=at: here.node.transfer.arrived(oid(1)) > come)
+    assert here.store.get(oid(1)) is None is middle.store.get(oid(1)), "nobody takes a part for whole"
+    source.give(4 * MIB, 5 * MIB)
+    source.stop()
+    assert (await here.next())[4] is None and (await middle.next())[4] is None
+    assert here.read(oid(1)) == middle.read(oid(1)) == data
+    await eventually(lambda: not middle.node.serving.readers(oid(1)))
+    assert middle.store.stats()["pinned_bytes"] == 0
+
+
+async def test_a_part_whose_source_is_lost_ends_with_those_that_read_it(passing: tuple[Place, Place]) -> None:
+    here, middle = passing
+    data = os.urandom(3 * MIB)
+    source = Slow(data)
+    middle.objects.fetch_port = source.fetch
+    pulls(middle, 1, len(data))
+    middle.objects.start_fetch(StartFetch(oid(1), b"z" * 28))
+    await source.opened.wait()
+    source.give(0, MIB)
+    here.objects.start_fetch(StartFetch(oid(1), middle.node.node_id))
+    await eventually(lambda: here.node.transfer.arrived(oid(1)) > 0)
+    source.stop(ConnectionError("it was unplugged"))
+    assert (await middle.next())[4].kind == common.NODE_DIED
+    middle.objects.stop_fetch(StopFetch(oid(1)))
+    assert (await here.next())[4].kind == common.NODE_DIED
+    assert here.store.get(oid(1)) is None and middle.store.get(oid(1)) is None
+    here.objects.stop_fetch(StopFetch(oid(1)))
+    await eventually(lambda: not here.store.stats()["used"] and not middle.store.stats()["used"])
+    assert middle.store.create_object(oid(1), 100, primary=False) is not None, "there can be another one"
+
+
+async def test_bytes_of_another_making_are_not_added_to_those_that_came(passing: tuple[Place, Place]) -> None:
+    here, middle = passing
+    first, second = os.urandom(3 * MIB), os.urandom(3 * MIB)
+    source = Slow(first)
+    middle.objects.fetch_port = source.fetch
+    pulls(middle, 1, len(first))
+    middle.objects.start_fetch(StartFetch(oid(1), b"z" * 28))
+    await source.opened.wait()
+    source.give(0, MIB)
+    here.objects.start_fetch(StartFetch(oid(1), middle.node.node_id))
+    await eventually(lambda: here.node.transfer.arrived(oid(1)) > 0)
+    source.stop(ConnectionError("it was unplugged"))
+    await middle.next()
+    middle.objects.stop_fetch(StopFetch(oid(1)))
+    assert (await here.next())[4].kind == common.NODE_DIED
+    middle.put(1, second)
+    here.objects.start_fetch(StartFetch(oid(1), middle.node.node_id))
+    assert "other bytes" in (await here.next())[4].message
+    here.objects.start_fetch(StartFetch(oid(1), middle.node.node_id))
+    assert (await here.next())[4] is None and here.read(oid(1)) == second
+
+
+async def test_who_is_ahead_does_not_wait_for_one_who_is_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "HELD_S", 0.05)
+    place = Place(tmp_path, b"m")
+    source = Slow(os.urandom(3 * MIB))
+    place.objects.fetch_port = source.fetch
+
+    async def read(offset: int) -> Any:
+        return await place.objects.open_source(
+            raylet_pb2.FetchRequest(object_id=oid(1), reader=b"r" * 28, offset=offset))
+
+    assert (await read(0)).header.failure.kind == common.NOT_FOUND, "nobody here waits for it either"
+    pulls(place, 1, 3 * MIB)
+    assert (await read(0)).header.failure.kind == common.UNAVAILABLE, "nothing has come"
+    place.objects.start_fetch(StartFetch(oid(1), b"z" * 28))
+    await source.opened.wait()
+    source.give(0, MIB)
+    assert (await read(MIB)).header.failure.kind == common.UNAVAILABLE, "it may wait for us"
+    served = await read(MIB - 1)
+    source.give(MIB, 2 * MIB)
+    assert served.header.partial and await served.ready(0) == MIB + 1
+    served.close(False)
+    assert not place.node.serving.readers(oid(1))
+    source.stop(ConnectionError("the end"))
+    await place.next()
+    place.objects.close()
