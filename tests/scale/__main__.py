@@ -19,6 +19,7 @@ from typing import Any
 
 from miniray.runtime.sqlite_storage import SqliteStorage
 
+from . import memory
 from .phases import HollowCluster, Phase, Size
 
 FRACTIONS = (0.25, 0.5, 1.0)
@@ -36,7 +37,8 @@ def run(size: Size) -> tuple[list[Phase], dict[str, Any]]:
         storage.close()
         gc.enable()
         command = [sys.executable, "-m", "tests.scale.memory", path]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, env={**os.environ, **memory.SETTING})
         return phases, json.loads(done.stdout)
 
 

@@ -1,11 +1,13 @@
-"""What a restarted head, and a raylet that has just joined, hold: bytes by the growth of the process.
+"""What a restarted head, and a raylet that has just joined, hold: bytes by the allocator's own books.
 
-`python -m tests.scale.memory DATABASE` prints one line of JSON. A process of its own, for what the
-hollow cluster itself needs would hide it.
+`PYTHONMALLOC=malloc python -m tests.scale.memory DATABASE` prints one line of JSON. With that setting
+objects of Python are in those books too, and no arena, page or free list blurs what one row takes.
+A process of its own, for what the hollow cluster itself needs would hide it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -20,15 +22,25 @@ from miniray.core.head import Head
 from miniray.core.node import Node
 from miniray.runtime.sqlite_storage import SqliteStorage
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+SETTING = {"PYTHONMALLOC": "malloc"}
+"""Of the environment of this process."""
 
 
-def resident_bytes() -> int:
-    """Memory of this process that is its own."""
+class _Books(ctypes.Structure):
+    """`struct mallinfo2` of glibc."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
+        "keepcost")]  # fmt: skip
+
+
+def used_bytes() -> int:
+    """What is allocated and not freed."""
     gc.collect()
-    with open("/proc/self/statm") as file:
-        _, resident, shared = (int(word) for word in file.read().split()[:3])
-    return (resident - shared) * _PAGE
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = _Books
+    books = mallinfo2()
+    return int(books.uordblks + books.hblkhd)
 
 
 def measure(path: str) -> dict[str, Any]:
@@ -41,11 +53,11 @@ def measure(path: str) -> dict[str, Any]:
     for kind, tables in (("node", ["node"]), ("actor", ["actor", "actor_task"]), ("group", ["group"])):
         mine = [row for row in rows if row[0] in tables]
         count = sum(1 for row in mine if row[0] == kind)
-        before = resident_bytes()
+        before = used_bytes()
         head = Head(Random(1))
         head.restore(0.0, mine)
         kept.append(head)
-        figures[kind] = (resident_bytes() - before) / max(1, count)
+        figures[kind] = (used_bytes() - before) / max(1, count)
     start = time.thread_time()
     head = Head(Random(1))
     head.restore(0.0, rows)
@@ -54,10 +66,10 @@ def measure(path: str) -> dict[str, Any]:
     for info in nodes:
         info.available.CopyFrom(info.total)
     view = gcs.NodeMessage(view=gcs.ClusterView(full=True, nodes=nodes)).SerializeToString()
-    before = resident_bytes()
+    before = used_bytes()
     raylet = Node(common.NodeInfo(node_id=bytes(28)), Random(1), store_bytes=1)
     raylet.head_message(0.0, gcs.NodeMessage.FromString(view))
-    figures["view"] = (resident_bytes() - before) / max(1, len(nodes))
+    figures["view"] = (used_bytes() - before) / max(1, len(nodes))
     del raylet
     kept.clear()
     gc.collect()
@@ -68,4 +80,5 @@ def measure(path: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    assert SETTING.items() <= os.environ.items(), f"what is measured needs {SETTING}"
     print(json.dumps(measure(sys.argv[1])))
