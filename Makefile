@@ -105,7 +105,7 @@ sim: $(VENV)/.build-stamp  ## the cluster's real code under simulated faults (SE
 sim-refs: $(VENV)/.build-stamp  ## the same, short seeds about references alone (SEEDS=10000 in some minutes)
 	@$(PY) -m tests.sim --references $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --check-every 16) $(ARGS)
 
-chaos: $(VENV)/.build-stamp  ## real daemons under random kills, stops, broken connections, full disks (MINUTES=10, SEED=7)
+chaos: $(VENV)/.build-stamp  ## real daemons under random kills, stops, broken connections, full disks (MINUTES=10, SEED=7, ARGS=--hosts for hosts of their own)
 	@$(PY) -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 scale: $(VENV)/.build-stamp  ## what 2,000 nodes and 20,000 actors cost the head (ARGS='--scale 0.1' for less)

@@ -199,7 +199,7 @@ def _start(
         labels=dict(offered["labels"] or {}),
         object_store_memory=_store_bytes(offered["object_store_memory"]),
         node_name=private.get("_node_name") or "",
-        session_dir=sessions.create(private["_temp_dir"]) if private.get("_temp_dir") else "",
+        session_dir=sessions.place(private["_temp_dir"]) if private.get("_temp_dir") else "",
         is_head=True,
         spill_dir=private.get("object_spilling_directory") or "",
         preload=[*modules, *preload],

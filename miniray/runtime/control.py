@@ -148,6 +148,9 @@ class Control:
         for entry in list(self.worker.owner.directory.objects.values()):
             if not entry.ready:
                 self.worker.owner.complete(now, entry, FAILED, self.loss)
+                stream = entry.task.stream if entry.task is not None else None
+                if stream is not None and stream.length is None:
+                    stream.failed(self.loss)
         for client in self.worker.owner.calls.clients.values():
             client.state = "DEAD"
             client.failure = client.failure or self.loss

@@ -57,7 +57,7 @@ class NodeOptions:
     is_head: bool = False
     """This node runs on the head's machine."""
     session_dir: str = ""
-    """An existing, empty directory; "" makes one."""
+    """Where it is made; "": at a place of its own."""
     spill_dir: str = ""
     preload: list[str] = field(default_factory=list)
     ready_fd: int = -1
@@ -174,7 +174,7 @@ def run_head(options: HeadOptions) -> int:
     supervisor.adopt()
     agent.raise_descriptor_limit()
     session_lock.sweep(sessions.root())
-    directory = options.session_dir or sessions.create()
+    directory = sessions.create(options.session_dir)
     session_lock.hold(directory)
     fork_janitor(directory, options.ready_fd)
     try:
@@ -201,7 +201,7 @@ def _run(options: NodeOptions, local: bool) -> int:
     agent.raise_descriptor_limit()
     agent.become_subreaper()
     session_lock.sweep(sessions.root())
-    directory = options.session_dir or sessions.create()
+    directory = sessions.create(options.session_dir)
     lock = session_lock.hold(directory)
     os.makedirs(os.path.join(directory, "logs"), mode=0o700, exist_ok=True)
     if local:
@@ -310,15 +310,16 @@ def end_tree(zygote: socket.socket, guardian_pid: int, directories: list[str]) -
         session_lock.remove(directory)  # a last worker may have written
 
 
-def tell_ready(fd: int, message: dict[str, Any]) -> None:
-    """One JSON line to whoever started the daemon."""
+def tell_ready(fd: int, message: dict[str, Any]) -> bool:
+    """One JSON line to whoever started the daemon. False when nobody waits for it any more."""
     if fd < 0:
-        return
+        return True
     try:
         os.write(fd, json.dumps(message).encode() + b"\n")
         os.close(fd)
     except OSError:
-        pass  # it has ended; its pidfd ends us
+        return False
+    return True
 
 
 def log_failure(error: Exception) -> None:

@@ -84,6 +84,7 @@ class Launch:
         self._output = output
         self._launcher = 0
         self._options = self._ready = -1
+        self._directory = ""
 
     def start(self) -> None:
         """Start the interpreter, if that has not been done."""
@@ -108,9 +109,11 @@ class Launch:
 
     def send(self, options: NodeOptions | HeadOptions) -> None:
         """Tell the daemon what to be. The options travel through a pipe: the token is in no command line."""
+        from miniray.runtime import sessions
         from miniray.runtime.daemon import options_json
 
         self.start()
+        self._directory = options.session_dir = options.session_dir or sessions.place()
         line = options_json(options)
         try:
             while line:
@@ -127,6 +130,9 @@ class Launch:
         line = self._read_line()
         ready: dict[str, Any] = json.loads(line) if line else {"error": "it ended before it was ready"}
         if "error" in ready:
+            from miniray.runtime import session_lock
+
+            session_lock.remove_when_dead(self._directory)  # it may have been killed before it had a zygote
             raise RuntimeError(f"the {self._kind} daemon did not start: {ready['error']}")
         return ready
 

@@ -229,9 +229,11 @@ class NodeDaemon:
         sessions.publish(self._directory, "node", address=self._options.gcs_address,
                          node_id=info.node_id.hex(), socket=self._socket_path,
                          is_drivers_own=self._options.behind_head)
-        tell_ready(self._options.ready_fd, {
+        is_wanted = tell_ready(self._options.ready_fd, {
             "session_dir": self._directory, "socket": self._socket_path, "token": self._access.token,
             "node_id": info.node_id.hex(), "pid": os.getpid(), "port": info.port})
+        if not is_wanted:   # by now its driver's pid may be somebody else's
+            self._stop("who started it has ended", False)
 
 
 def offered(

@@ -57,14 +57,18 @@ def root() -> str:
     return str(config.get("tmpdir") or "/tmp")
 
 
-def create(parent: str = "") -> str:
-    """A new, empty session directory that only this user can enter; below `parent` instead of `root()`.
+def place(parent: str = "") -> str:
+    """The path of a session directory to come, below `parent` instead of `root()`."""
+    return os.path.join(parent or root(), f"{_prefix()}{os.urandom(4).hex()}")
+
+
+def create(directory: str = "") -> str:
+    """Make a session directory that only this user can enter, at a `place` of its own or that one.
 
     Where there is no such parent it is made, for this user alone.
     """
-    parent = parent or root()
-    os.makedirs(parent, mode=0o700, exist_ok=True)
-    directory = os.path.join(parent, f"{_prefix()}{os.urandom(4).hex()}")
+    directory = directory or place()
+    os.makedirs(os.path.dirname(directory), mode=0o700, exist_ok=True)
     os.mkdir(directory, mode=0o700)
     return directory
 

@@ -10,6 +10,7 @@ import secrets
 import signal
 import subprocess
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,18 +97,24 @@ class Cluster:
         self.cpus = cpus
         self.token = secrets.token_hex(32)
         self.proxy = Proxy()
-        self.address = f"127.0.0.1:{self.proxy.port}"
+        self.address = self._meeting_point()
         self.head_pid = 0
         self.log = Path(f"{directory}.daemons.log").open("ab")
         self.start_head()
         self.disks = [Disk(self.directory / f"disk{index}") for index in range(nodes)]
         self.nodes = [self._start_node(index) for index in range(nodes)]
 
+    def _meeting_point(self) -> str:
+        """Where nodes look for the head."""
+        return f"127.0.0.1:{self.proxy.port}"
+
+    def _head_options(self) -> HeadOptions:
+        return HeadOptions(port=0, token=self.token, storage=f"sqlite:{self.directory}/head.sqlite",
+                           driver_pid=os.getpid())
+
     def start_head(self) -> None:
         """Start the head on its database, behind the proxy. RuntimeError says why it did not come up."""
-        options = HeadOptions(port=0, token=self.token, storage=f"sqlite:{self.directory}/head.sqlite",
-                              driver_pid=os.getpid())
-        ready = launch.start_daemon("head", options, output=self.log.fileno())
+        ready = launch.start_daemon("head", self._head_options(), output=self.log.fileno())
         self.head_pid = ready["pid"]
         self.proxy.target = int(ready["address"].rpartition(":")[2])
 
@@ -121,12 +128,23 @@ class Cluster:
         fresh = self.nodes[node.index] = self._start_node(node.index)
         return fresh
 
-    def _start_node(self, index: int) -> Node:
-        options = NodeOptions(
+    def _node_options(self, index: int) -> NodeOptions:
+        return NodeOptions(
             gcs_address=self.address, token=self.token, num_cpus=self.cpus, num_gpus=0, memory=4 << 30,
             object_store_memory=STORE_BYTES, is_head=index == 0, driver_pid=os.getpid(),
             spill_dir=str(self.disks[index].path), resources={f"place{index}": 100})
-        ready = launch.start_daemon("node", options, output=self.log.fileno())
+
+    def beside(self, index: int) -> AbstractContextManager[None]:
+        """Within it, what is started runs where that node does."""
+        return contextlib.nullcontext()
+
+    def command_on(self, node: Node) -> tuple[str, ...]:
+        """Put before a command, it runs beside the node."""
+        return ()
+
+    def _start_node(self, index: int) -> Node:
+        with self.beside(index):
+            ready = launch.start_daemon("node", self._node_options(index), output=self.log.fileno())
         return Node(index, ready["pid"], ready["node_id"], ready["session_dir"])
 
     def living(self) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ KINDS = {
 EVERY_S = 0.8
 SILENT_S = 8.0
 """A raylet that is stopped for longer may have been given up by the head."""
+LONG = ("stop_raylet", "pull_cable")
 LONG_STOP = 0.25
 """Share of stopped raylets that stay so until the cluster has given them up."""
 
@@ -45,14 +46,14 @@ class Fault:
     """How long it lasts, where it does."""
 
 
-def plan(seed: int, seconds: float) -> list[Fault]:
+def plan(seed: int, seconds: float, kinds: Mapping[str, float] = KINDS) -> list[Fault]:
     """The faults of a run, in order."""
     rng = random.Random(f"plan {seed}")
     faults, at = [], 2.0
     while at < seconds:
-        kind = rng.choices(list(KINDS), list(KINDS.values()))[0]
+        kind = rng.choices(list(kinds), list(kinds.values()))[0]
         lasts = rng.uniform(0.1, 4.0)
-        if kind == "stop_raylet" and rng.random() < LONG_STOP:
+        if kind in LONG and rng.random() < LONG_STOP:
             lasts = rng.uniform(11.0, 16.0)
         faults.append(Fault(round(at, 2), kind, rng.random(), round(lasts, 2)))
         at += rng.expovariate(1 / EVERY_S)
@@ -61,6 +62,8 @@ def plan(seed: int, seconds: float) -> list[Fault]:
 
 class Faults:
     """Carries faults out; each method returns what it did in words, "" when there was nothing to do it to."""
+
+    kinds: Mapping[str, float] = KINDS
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -135,7 +138,8 @@ class Faults:
 
     def _break_wires(self, fault: Fault) -> str:
         node = self._cluster.nodes[int(fault.draw * len(self._cluster.nodes))]
-        broken = break_connections(node.pid, fault.seconds / 8.0, fault.draw)
+        with self._cluster.beside(node.index):  # /proc shows the connections of one's own host
+            broken = break_connections(node.pid, fault.seconds / 8.0, fault.draw)
         return f"{broken} connections of node {node.index} break" if broken else ""
 
     def _cut_head(self, fault: Fault) -> str:

@@ -13,17 +13,20 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from miniray.runtime import agent
+from tests.netns.network import Host
 
 from . import watch
 from .cluster import Cluster, Node, die_with_parent
 from .faults import Faults, plan
+from .network_faults import NetworkFaults
+from .spread import Spread
 
 NODES = 3
 CPUS = 2
@@ -64,7 +67,10 @@ class Broken(Exception):
 class Run:
     """See the module head. `say` gets one line per event."""
 
-    def __init__(self, directory: str, seed: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, directory: str, seed: int, say: Callable[[str], None], hosts: Sequence[Host] = ()
+    ) -> None:
+        """`hosts`: where the head and each node are, if not all on this machine."""
         self.seed = seed
         self._say = say
         self._started = time.monotonic()
@@ -73,7 +79,7 @@ class Run:
         self.problems: list[str] = []
         self.errors: Counter[str] = Counter()
         self.done: Counter[str] = Counter()
-        self.cluster = Cluster(directory, NODES, CPUS)
+        self.cluster = Spread(directory, hosts, CPUS) if hosts else Cluster(directory, NODES, CPUS)
         self.drivers: list[Driver] = []
         self._starter = ThreadPoolExecutor(NODES)
         self._replaced: dict[Node, Future[Node]] = {}
@@ -109,8 +115,8 @@ class Run:
 
     def chaos(self, seconds: float) -> None:
         """Faults and work for a while, then the checks. Raises Broken."""
-        faults = Faults(self)
-        pending = plan(self.seed, seconds)
+        faults = NetworkFaults(self, self.cluster) if isinstance(self.cluster, Spread) else Faults(self)
+        pending = plan(self.seed, seconds, faults.kinds)
         for index in range(DRIVERS):
             self._start_driver(index)
         while self.now < seconds:
@@ -155,8 +161,8 @@ class Run:
             self.later(0.5, lambda: self._start_driver(index, rounds))
             return
         node = living[index % len(living)]
-        command = [sys.executable, "-m", "tests.chaos.driver", node.session_dir,
-                   f"{self.seed}-{self._driver_count}", "--rounds", str(rounds)]
+        command = [*self.cluster.command_on(node), sys.executable, "-m", "tests.chaos.driver",
+                   node.session_dir, f"{self.seed}-{self._driver_count}", "--rounds", str(rounds)]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
                                    preexec_fn=die_with_parent, bufsize=0)
         self._driver_count += 1

@@ -9,14 +9,19 @@ import sys
 import pytest
 
 from tests.chaos import kill_matrix
+from tests.netns.network import missing
 
 pytestmark = pytest.mark.chaos
 
 
 @pytest.mark.timeout(900)
-def test_a_minute_of_chaos_breaks_no_promise() -> None:
+@pytest.mark.parametrize("where", ["on one machine", "on hosts of their own"])
+def test_a_minute_of_chaos_breaks_no_promise(where: str) -> None:
+    hosts = where == "on hosts of their own"
+    if hosts and missing():
+        pytest.skip(missing())
     seed = str(random.randrange(1 << 31))
-    command = [sys.executable, "-m", "tests.chaos", "--minutes", "1", "--seed", seed]
+    command = [sys.executable, "-m", "tests.chaos", "--minutes", "1", "--seed", seed, *(["--hosts"] * hosts)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
 

@@ -242,6 +242,31 @@ def test_a_launch_without_options_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_daemon_that_is_killed_before_it_has_a_zygote_leaves_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody below it could remove that, so whoever started it does."""
+    monkeypatch.setenv("MINIRAY_TMPDIR", str(tmp_path))
+    with launch.Launch("local") as started:
+        options = NodeOptions(object_store_memory=STORE_BYTES)
+        started.send(options)
+        until(lambda: os.path.isdir(options.session_dir), "it has a directory")
+        for pid in _processes_with(f"MINIRAY_TMPDIR={tmp_path}"):
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match="it ended before it was ready"):
+            started.ready()
+    until(lambda: not list(tmp_path.iterdir()), "the directory goes")
+
+
+def test_a_daemon_whose_starter_has_gone_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the pid of its driver lives: it is somebody else's by now."""
+    monkeypatch.setenv("MINIRAY_TMPDIR", str(tmp_path))
+    with launch.Launch("local") as started:
+        started.send(NodeOptions(object_store_memory=STORE_BYTES, driver_pid=os.getpid()))
+    until(lambda: not _processes_with(f"MINIRAY_TMPDIR={tmp_path}"), "it ends", within_s=60)
+    assert not list(tmp_path.iterdir())
+
+
 def _processes_with(variable: str) -> list[int]:
     """Processes that were started with this environment variable."""
     found = []

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +43,36 @@ def test_what_a_driver_begins_after_its_raylets_end_fails_at_once_by_name() -> N
                 ray.get(begin(), timeout=30)
         ready, _ = ray.wait([task.remote()], timeout=30)
         assert ready
+    finally:
+        ray.shutdown()
+
+
+def test_whoever_waits_for_the_next_item_of_a_generator_learns_of_the_raylets_end() -> None:
+    import miniray as ray
+    from miniray import session
+
+    @ray.remote
+    def count() -> Iterator[int]:
+        yield 1
+        time.sleep(1000)
+        yield 2
+
+    async def last(items: Any) -> Any:
+        return [await item async for item in items]
+
+    ray.init(num_cpus=2, address="local")
+    try:
+        first, second = count.remote(), count.remote()
+        assert ray.get([next(first), next(second)]) == [1, 1]
+        daemon: Any = session._daemon
+        threading.Timer(0.2, os.kill, (daemon.pid, signal.SIGKILL)).start()
+        for items in (first, count.remote()):       # the second may be begun after it
+            with pytest.raises(exceptions.NodeDiedError, match=r"call miniray\.init\(\) again"):
+                while True:
+                    ray.get(next(items))
+            assert next(items, None) is None
+        with pytest.raises(exceptions.NodeDiedError):
+            asyncio.run(last(second))
     finally:
         ray.shutdown()
 
