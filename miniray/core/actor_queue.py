@@ -5,13 +5,17 @@ priority and job): if one of them finds no node, the rest are not tried, and one
 all. Shapes of higher priority go first, and jobs take turns (`core.turns`). A pass runs when
 resources were freed, a node joined or a pause is over (`next_deadline`, `tick`), not on every
 stimulus; with many shapes waiting, passes get rarer. A node that refuses a shape is not asked for it
-again until its next heartbeat. Pure.
+again until its next heartbeat.
+
+While a shape waits for room that nodes could have, one of them at a time is told so (`ActorWaits`): it
+keeps what comes free for the actor (`core.claims`), else its own tasks would take all of it before a
+heartbeat could show it. Pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core import resources as res
@@ -19,11 +23,17 @@ from miniray.core.actor_registry import ActorRecord, ActorRegistry
 from miniray.core.desk import Desk, short
 from miniray.core.link import AT_ONCE
 from miniray.core.members import Members
-from miniray.core.policy import Choice, choose, is_default
+from miniray.core.policy import Choice, NodeView, choose, is_default
 from miniray.core.turns import Turns
 
 PASS_COST_S = 0.0002
 """The next pass waits this long per waiting shape, half a second at most."""
+
+CLAIM_EVERY_S = 1.0
+"""So often nodes are told who waits for them; what they are told lasts `claims.CLAIM_LASTS_S`."""
+
+CLAIMS_AT_ONCE = 16
+"""Shapes that claim a node at a time; each costs a look at all nodes."""
 
 
 @dataclass(slots=True)
@@ -36,6 +46,10 @@ class _Waiting:
     choice: Choice | None = None
     avoid: dict[bytes, None] = field(default_factory=dict)
     """Nodes that refused since their last heartbeat."""
+    claimed: dict[bytes, None] = field(default_factory=dict)
+    """Nodes that were told; each gets its turn before one is told again."""
+    claim_at: float = 0.0
+    """When the next one is told."""
 
 
 _Attempts = tuple[_Waiting, Iterator[ActorRecord]]
@@ -63,6 +77,8 @@ class ActorQueue:
         """Nodes that some shape avoids."""
         self._dirty = False
         self._next_pass = 0.0
+        self._claim_at: float | None = None
+        self._no_claim_before = 0.0
         self._turn = 0
         """SPREAD choices made so far."""
         self._turns: Turns[_Attempts] = Turns(lambda one: (one[0].priority, one[0].job_id))
@@ -117,6 +133,10 @@ class ActorQueue:
 
     def next_deadline(self) -> float | None:
         """When `tick` is due."""
+        dues = (self._pass_at(), self._claim_at if self._shapes else None)
+        return min((due for due in dues if due is not None), default=None)
+
+    def _pass_at(self) -> float | None:
         if not self._shapes:
             return None
         if self._dirty:
@@ -124,10 +144,12 @@ class ActorQueue:
         return min(self._pauses.values()) if self._pauses else None
 
     def tick(self, now: float) -> None:
-        """Place what can be placed, if a pass is due."""
-        due = self.next_deadline()
+        """Place what can be placed, if a pass is due, and claim nodes, if that is."""
+        due = self._pass_at()
         if due is not None and now >= due:
             self.place(now)
+        elif self._claim_at is not None and now >= self._claim_at:
+            self._claim(now)
 
     def place(self, now: float) -> None:
         """One pass over the waiting shapes."""
@@ -141,6 +163,7 @@ class ActorQueue:
         self._next_pass = now + min(0.5, PASS_COST_S * len(shapes)) if len(shapes) > 20 else 0.0
         attempts = [(waiting, iter(list(waiting.actors.values()))) for waiting in shapes]
         self._turns.serve(attempts, lambda one: self._place_next(now, *one))
+        self._claim(now)
 
     def _place_next(self, now: float, waiting: _Waiting, rest: Iterator[ActorRecord]) -> bool:
         """Place the next actor of a shape that may start. False: there is none, or no room for it."""
@@ -149,6 +172,7 @@ class ActorQueue:
                 continue
             choice = self._choose(record, waiting)
             if choice.node_id is not None:
+                waiting.claim_at = 0.0
                 self._assign(now, record, choice.node_id)
             elif choice.hopeless and not self._is_awaited(record):
                 self.dequeue(record)
@@ -201,6 +225,42 @@ class ActorQueue:
         create = gcs.CreateActor(spec=record.info.spec, attempt=record.info.restarts)
         create.spec.creation_task = record.creation_task
         self._desk.send(node_id, gcs.NodeMessage(create_actor=create))
+
+    # ---- claiming
+
+    def _claim(self, now: float) -> None:
+        """Tell nodes that are full who waits for them: shapes that have not for longest first."""
+        if now < self._no_claim_before:
+            return
+        waiting = [one for one in self._shapes.values() if one.choice is not None and one.choice.feasible]
+        due = sorted((one for one in waiting if one.claim_at <= now), key=lambda one: one.claim_at)
+        if due:
+            view = self._members.view.items()
+            empty = {node_id: replace(node, available=node.total) for node_id, node in view}
+        for one in due[:CLAIMS_AT_ONCE]:
+            one.claim_at = now + CLAIM_EVERY_S
+            record = next((record for record in one.actors.values() if record.not_before <= now), None)
+            if record is not None:
+                self._claim_node(record, one, empty)
+        if len(due) > CLAIMS_AT_ONCE:
+            self._no_claim_before = now + CLAIM_EVERY_S
+        self._claim_at = min((max(one.claim_at, self._no_claim_before) for one in waiting), default=None)
+
+    def _claim_node(self, record: ActorRecord, waiting: _Waiting, empty: dict[bytes, NodeView]) -> None:
+        spec = record.info.spec
+        for _ in range(2):
+            choice = choose(
+                empty, record.demand, spec.creation_class.strategy,
+                local=spec.owner.node_id, rng=self._desk.rng, turn=self._turn, avoid=waiting.claimed,
+            )  # fmt: skip
+            if choice.node_id is not None:
+                waiting.claimed[choice.node_id] = None
+                waits = gcs.ActorWaits(
+                    actor_id=record.id, demand=res.to_map(record.demand), priority=spec.priority
+                )
+                self._desk.send(choice.node_id, gcs.NodeMessage(actor_waits=waits))
+                return
+            waiting.claimed.clear()
 
     # ---- why not
 

@@ -76,7 +76,8 @@ class Hosting:
         cls = message.spec.creation_class
         allocation = None
         if known is None and not self.leases.draining:
-            allocation = self.leases.acquire_for_actor(now, actor_id, policy.demand_of(cls))
+            allocation = self.leases.acquire_for_actor(
+                now, actor_id, policy.demand_of(cls), message.spec.priority)
         if allocation is None:
             why = "its former worker has not ended" if known is not None else "it has no room now"
             failure = common.Failure(kind=common.UNAVAILABLE, node_id=self.node_id,

@@ -8,8 +8,8 @@
             └── dispatch                                end of either ◀──┘
 
 Queues are served in the order of `core.shares`, which also says when a lease is asked back. A
-queue whose head has waited `STARVE_S` keeps later queues from taking what it waits for, and so
-does for `ACTOR_HOLDS_S` an actor that was refused: the GCS will ask for it again.
+queue whose head has waited `STARVE_S` keeps later queues from taking what it waits for; what is
+kept for actors is in `core.claims`.
 
 A *grant* is a lease or an actor's place (`core.hosting`): resources first, then a worker.
 A blocked task's worker lends its CPUs; they are taken back when it wakes, overdrawing if need be.
@@ -27,6 +27,7 @@ from typing import Any
 from miniray._proto import common_pb2 as common
 from miniray._proto import raylet_pb2, worker_pb2
 from miniray.core import environments, resources
+from miniray.core.claims import Claim, Claims, leaves_room
 from miniray.core.contract import Send
 from miniray.core.lease_queue import LeaseQueue, Request, RequestKey
 from miniray.core.node_effects import slots_of, to_client
@@ -37,8 +38,6 @@ from miniray.core.shares import BALANCE_EVERY_S, Shares
 
 STARVE_S = 5.0
 REASON_EVERY_S = 0.5
-ACTOR_HOLDS_S = 3.0
-"""Some heartbeats long. Else, where every task waits for an actor, each CPU lent goes to the next task."""
 
 
 @dataclass(slots=True)
@@ -92,8 +91,7 @@ class Leases:
     starting_at: float | None = None
     """When the holders of leases that wait for a process are told so."""
     balance_at: float | None = None
-    refused: dict[bytes, tuple[Resources, float]] = field(default_factory=dict)
-    """Actor id -> what it found taken here, and until when that is held back for it."""
+    claims: Claims = field(default_factory=Claims)
 
     # ---- requests ----
 
@@ -123,12 +121,15 @@ class Leases:
         progress = bool(queues) and not self.draining
         while progress:
             progress = False
-            reserved = self._held_back(now)
+            reserved: dict[str, None] = {}
+            kept = self._kept_for_actors(now)
             for queue in self.shares.ordered(list(queues.values()), self.grants):
                 head = next(iter(queue.requests.values()))
                 if not queue.allowed_here or any(name in reserved for name in head.demand):
                     continue
-                allocation = self.resources.acquire(head.demand)
+                is_kept = kept and not leaves_room(
+                    kept, queue.cls.priority, head.demand, self.resources.available)
+                allocation = None if is_kept else self.resources.acquire(head.demand)
                 if allocation is not None:
                     self.requests.taken(head)
                     self.shares.served(queue)
@@ -141,21 +142,34 @@ class Leases:
             self.balance_at = now + BALANCE_EVERY_S
 
     def acquire_for_actor(
-        self, now: float, actor_id: bytes, demand: Resources
+        self, now: float, actor_id: bytes, demand: Resources, priority: int
     ) -> Allocation | None:
-        """What an actor needs; if that is not free now, it is held back for it for a while."""
+        """What an actor needs; if that is not free now, the actor has a claim on it."""
         allocation = self.resources.acquire(demand)
         if allocation is not None:
-            self.refused.pop(actor_id, None)
+            self.claims.settled(actor_id)
         elif resources.fits(demand, self.resources.total):
-            self.refused[actor_id] = (demand, now + ACTOR_HOLDS_S)
+            self.claims.made(now, actor_id, demand, priority)
         return allocation
 
-    def _held_back(self, now: float) -> dict[str, None]:
-        """Names of the resources that refused actors shall have first."""
-        for actor_id in [a for a, (_, until) in self.refused.items() if until <= now]:
-            del self.refused[actor_id]
-        return {name: None for demand, _ in self.refused.values() for name in demand}
+    def actor_waits(self, now: float, actor_id: bytes, demand: Resources, priority: int) -> None:
+        """The GCS has an actor for which there is no room, here or elsewhere."""
+        self.claims.made(now, actor_id, demand, priority)
+        if self.balance_at is None:
+            self.balance_at = now + BALANCE_EVERY_S
+
+    def _kept_for_actors(self, now: float) -> list[Claim]:
+        if not self.claims.by_actor:
+            return []
+        return self.claims.kept(now, self.resources.available, self._returnable())
+
+    def _returnable(self) -> Resources:
+        """What is free, or will be when tasks end: all but what living actors keep."""
+        rest = dict(self.resources.total)
+        for grant in self.grants.values():
+            if grant.keeps:
+                resources.subtract(rest, grant.allocation.amounts)
+        return rest
 
     def _grant(self, now: float, request: Request, allocation: Allocation) -> None:
         message = request.message
@@ -326,34 +340,48 @@ class Leases:
 
     def next_deadline(self) -> float | None:
         """When reasons are reported or shares are balanced."""
-        times = [self.reasons_at, self.balance_at] if self.requests.queues else []
-        return min((at for at in (*times, self.starting_at) if at is not None), default=None)
+        reasons_at = self.reasons_at if self.requests.queues else None
+        balance_at = self.balance_at if self.requests.queues or self.claims.by_actor else None
+        return min((at for at in (reasons_at, balance_at, self.starting_at) if at is not None), default=None)
 
     def tick(self, now: float) -> None:
         """Report reasons and ask leases back for those below their share."""
         if self.starting_at is not None and self.starting_at <= now:
             self._report_starting(now)
-        if not self.requests.queues:
+        if not self.requests.queues and not self.claims.by_actor:
             self.reasons_at = self.balance_at = None
             self.shares.nobody_waits()
             return
-        if self.reasons_at is not None and self.reasons_at <= now:
+        if self.requests.queues and self.reasons_at is not None and self.reasons_at <= now:
             self.reasons_at = now + REASON_EVERY_S
-            self.requests.refuse_hopeless(now)
-            holders: dict[str, int] = {}
-            for grant in self.grants.values():
-                name = grant.cls.function_name or "?"
-                holders[name] = holders.get(name, 0) + 1
-            self.requests.report(holders)
-            self.requests.view_changed(now)
-            self.dispatch(now)
+            self._report_reasons(now)
         if self.balance_at is not None and self.balance_at <= now:
             self.balance_at = now + BALANCE_EVERY_S
-            victim = self.shares.balance(
-                now, list(self.requests.queues.values()), self.grants, self.resources.total)
+            victim = self._victim(now)
             if victim is not None:
                 victim.revoked = True
                 self._revoke(victim)
+
+    def _report_reasons(self, now: float) -> None:
+        self.requests.refuse_hopeless(now)
+        holders: dict[str, int] = {}
+        for grant in self.grants.values():
+            name = grant.cls.function_name or "?"
+            holders[name] = holders.get(name, 0) + 1
+        self.requests.report(holders)
+        self.requests.view_changed(now)
+        self.dispatch(now)
+
+    def _victim(self, now: float) -> Grant | None:
+        """The lease to ask back now, for an actor or for tasks that have a better claim to it."""
+        for claim in self.claims.standing(now):
+            fits_now = resources.fits(claim.demand, self.resources.available)
+            if not fits_now and resources.fits(claim.demand, self._returnable()):
+                victim = self.shares.victim_of_claim(now, claim, self.grants)
+                if victim is not None:
+                    return victim
+        queues = list(self.requests.queues.values())
+        return self.shares.balance(now, queues, self.grants, self.resources.total) if queues else None
 
     def _report_starting(self, now: float) -> None:
         """Those whose leases have their resources but no process yet learn why they wait."""

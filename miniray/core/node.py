@@ -222,6 +222,10 @@ class Node:
         elif kind == "create_actor":
             self.placements_seen += 1
             self.hosting.create_requested(now, message.create_actor)
+        elif kind == "actor_waits":
+            waits = message.actor_waits
+            demand = resources.demand_from_map(waits.demand)
+            self.leases.actor_waits(now, waits.actor_id, demand, waits.priority)
         elif kind == "kill_worker":
             self.hosting.kill_requested(now, message.kill_worker)
         elif kind == "bundle_request":

@@ -8,7 +8,8 @@ While queues wait, leases do not stay with whoever came first. One at a time is 
 (`LeaseRevoked` without a failure; its holder returns it when what is in flight is done):
 - from work of lower priority, at once;
 - from a job that holds more than the waiting one, by at least what is waited for;
-- within a job, from another class of tasks, or another caller, that has had its `SAME_JOB_SLICE_S`.
+- within a job, from another class of tasks, or another caller, that has had its `SAME_JOB_SLICE_S`;
+- for an actor that waits for this node (`core.claims`), from the oldest lease, after the same time.
 
 Two jobs that ask for more than there is get equal CPU time, in slices of about `SLICE_S`. Pure;
 part of `core.leases`.
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from miniray.core import resources
+from miniray.core.claims import Claim
 from miniray.core.lease_queue import Queue, Request
 from miniray.core.resources import Resources
 
@@ -97,6 +99,20 @@ class Shares:
                 if victim is not None:
                     return victim
         return None
+
+    @staticmethod
+    def victim_of_claim(now: float, claim: Claim, grants: Mapping[int, Grant]) -> Grant | None:
+        """The oldest lease that has had its time and holds what a waiting actor asks for."""
+        if now - claim.since < SAME_JOB_SLICE_S or any(grant.revoked for grant in grants.values()):
+            return None
+        candidates = [
+            grant for grant in grants.values()
+            if not grant.actor_id and grant.worker_id and grant.cls.priority <= claim.priority
+            and now - grant.since >= SAME_JOB_SLICE_S
+            and any(grant.allocation.amounts.get(name, 0) > grant.allocation.lent.get(name, 0)
+                    for name in claim.demand)
+        ]
+        return min(candidates, key=lambda grant: grant.since, default=None)
 
     def _victim(self, now: float, queue: Queue, head: Request, grants: Mapping[int, Grant],
                 held: dict[bytes, int]) -> Grant | None:

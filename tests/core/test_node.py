@@ -9,8 +9,8 @@ from rig import JOB, NODE, PEER, UNIT, Rig, node_info, resource_map, scheduling_
 
 from miniray._proto import common_pb2 as common
 from miniray._proto import gcs_pb2, raylet_pb2, worker_pb2
+from miniray.core.claims import CLAIM_LASTS_S
 from miniray.core.contract import HEAD
-from miniray.core.leases import ACTOR_HOLDS_S
 from miniray.core.memory import GARBAGE_EVERY_S
 from miniray.core.node_effects import (
     CloseFd,
@@ -99,14 +99,14 @@ def test_a_cpu_that_is_lent_goes_to_the_refused_actor_before_further_tasks() -> 
     ready_actor(rig)
     rig.boot_all()
     assert rig.grants(driver), "its constructor has run, and it needs no CPU any more"
-    assert not rig.node.leases.refused
+    assert not rig.node.leases.claims.by_actor
 
 
 def test_a_refused_actor_that_does_not_come_again_holds_up_tasks_for_a_short_time_only() -> None:
     rig, driver, _ = refused_actor_beside_a_waiting_task()
-    rig.advance(ACTOR_HOLDS_S + 1)
+    rig.advance(CLAIM_LASTS_S + 1)
     rig.boot_all()
-    assert rig.grants(driver) and not rig.node.leases.refused
+    assert rig.grants(driver) and not rig.node.leases.claims.by_actor
 
 
 def test_a_repeated_create_is_answered_again_and_makes_nothing_new() -> None:
