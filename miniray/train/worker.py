@@ -21,6 +21,7 @@ import miniray as ray
 from miniray.train import datasets, session
 from miniray.train.backend import BackendConfig
 from miniray.train.checkpoint import Checkpoint
+from miniray.train.memory import keep_freed
 from miniray.train.session import Session, TrainContext
 from miniray.train.storage import sees, unpack
 
@@ -69,6 +70,7 @@ class TrainWorker:
     def start(self, assignment: Assignment) -> None:
         """Set up the backend; every worker of the group must be told at the same time."""
         context = assignment.context
+        keep_freed()
         os.environ.update(
             RANK=str(context.world_rank), WORLD_SIZE=str(context.world_size),
             LOCAL_RANK=str(context.local_rank), LOCAL_WORLD_SIZE=str(context.local_world_size),
