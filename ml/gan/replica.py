@@ -25,6 +25,7 @@ from miniray.train.sync.rules import Vector
 from ml.gan import model
 from ml.gan.adam import Adam
 from ml.gan.config import TrainConfig
+from ml.gan.products import as_products
 from ml.gan.schedule import Schedule
 from ml.gan.streams import Stream, normal_rows
 from ml.gan.vector import Layout
@@ -69,6 +70,7 @@ class Replica:
 
     def _placed(self, module: _Module) -> _Module:
         """On the device, ready to train; channels last gives 5 to 20 % more images/s on a CPU than first."""
+        as_products(module)
         moved: Any = module.to(self.device)
         if self._config.channels_last:
             moved.to(memory_format=torch.channels_last)  # in place; torch's stubs do not know this argument

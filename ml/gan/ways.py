@@ -10,7 +10,7 @@ also follows the moving average of the weights, by the steps that were made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from miniray.train import TrainContext
 from miniray.train.sync import Merger, ParameterServer, Vector, group_mean
+from miniray.train.sync.shared import SharedSum
 from ml.gan.config import TrainConfig
 from ml.gan.norm import over_group
 from ml.gan.replica import Replica, Report
@@ -72,7 +73,7 @@ class _EveryStep:
             if config.batchnorm == "group":
                 for module in replica.modules.values():
                     over_group(module, config.compile)
-            replica.share_gradients(sum_gradients)
+            replica.share_gradients(_summing(replica))
 
     def train(self, round_: Round) -> Report:
         report = self._replica.train(round_.first_step, round_.steps)
@@ -158,9 +159,22 @@ class _Server:
         self._merger.advance(0, self._held.copy())
 
 
+def _summing(replica: Replica) -> Callable[[Iterable[Tensor]], None]:
+    """What replaces every gradient by the sum of all workers': in shared memory where they can share some."""
+    values = max(sum(one.numel() for one in module.parameters()) for module in replica.modules.values())
+    shared = SharedSum.made(values) if replica.device.type == "cpu" else None
+    if shared is None:
+        return sum_gradients
+    return lambda parameters: shared.add_up(_gradients(parameters))
+
+
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace every gradient by the sum of all workers' gradients, in one reduction."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = _gradients(parameters)
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
     for gradient, part in zip(gradients, torch.split(flat, [gradient.numel() for gradient in gradients])):

@@ -17,6 +17,7 @@ from ml.gan.adam import Adam  # noqa: E402
 from ml.gan.config import TrainConfig  # noqa: E402
 from ml.gan.draw import CHUNK, calibrate, chunks, draw_images  # noqa: E402
 from ml.gan.plain import PlainTraining  # noqa: E402
+from ml.gan.products import as_products  # noqa: E402
 from ml.gan.replica import Replica  # noqa: E402
 from ml.gan.vector import Layout  # noqa: E402
 
@@ -204,6 +205,24 @@ def test_adam_is_torchs_adam() -> None:
             optimiser.step()
     for first, second in zip(ours.parameters(), theirs.parameters()):
         assert torch.allclose(first, second, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_products_are_the_convolutions_that_they_stand_for(layout: torch.memory_format) -> None:
+    """Outputs, gradients, and the names and shapes of what is saved."""
+    draw = torch.Generator().manual_seed(1)
+    inputs = torch.randn(6, 8, generator=draw), torch.randn(6, 3, 32, 32, generator=draw)
+    for torchs, ours, values in zip(model.build(8, 4, 0), model.build(8, 4, 0), inputs):
+        kinds = [type(layer) for layer in torchs.layers]
+        as_products(ours.to(memory_format=layout))
+        changed = sum(type(layer) is not kind for layer, kind in zip(ours.layers, kinds))
+        found = [module(values) for module in (ours, torchs)]
+        for output in found:
+            output.square().sum().backward()
+        assert changed == 1 and torch.allclose(*found, rtol=1e-4, atol=1e-6)
+        for (name, mine), (_, other) in zip(ours.named_parameters(), torchs.named_parameters(), strict=True):
+            assert torch.allclose(mine.grad, other.grad, rtol=1e-3, atol=1e-4), name
+        torchs.load_state_dict(ours.state_dict())
 
 
 def test_training_does_not_import_torchs_compiler() -> None:

@@ -4,6 +4,7 @@ A model travels as one flat float32 vector, whose parts `Parts` names.
 
     rules       average, weighted, momentum: pure NumPy; `Merger` applies one, round after round
     collective  the same over torch.distributed: every rank gives its vector and gets the mean
+    shared      sums of every step, in memory that the ranks of one machine share
     server      ParameterServer: an actor that workers push to and pull from, each at its own pace
 """
 
