@@ -24,7 +24,14 @@ from typing import TYPE_CHECKING, Any
 from miniray.train.backend import BackendConfig
 from miniray.train.callback import UserCallback
 from miniray.train.checkpoint import Checkpoint
-from miniray.train.config import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from miniray.train.config import (
+    CheckpointConfig,
+    DataConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    SyncConfig,
+)
 from miniray.train.data_parallel_trainer import DataParallelTrainer
 from miniray.train.exceptions import StorageError, TrainingFailedError, WorkerGroupError
 from miniray.train.result import Result
@@ -50,6 +57,7 @@ __all__ = [
     "RunConfig",
     "ScalingConfig",
     "StorageError",
+    "SyncConfig",
     "TorchConfig",
     "TorchTrainer",
     "TrainContext",

@@ -59,7 +59,10 @@ def reserve(scaling: ScalingConfig, say: Say) -> tuple[Any, int]:
     bundle, started = scaling.bundle, time.monotonic()
     size = _fitting(scaling)
     while True:
-        group = placement_group([bundle] * size, strategy=scaling.placement_strategy)
+        labels = [scaling.label_selector] * size if scaling.label_selector else None
+        group = placement_group(
+            [bundle] * size, strategy=scaling.placement_strategy, bundle_label_selector=labels
+        )
         asked = said = time.monotonic()
         while not group.wait(LOOK_S):
             now = time.monotonic()

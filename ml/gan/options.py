@@ -44,6 +44,11 @@ def count(text: str) -> int:
     return value
 
 
+def epochs_or_auto(text: str) -> int | None:
+    """An argparse type: a number of epochs, zero or more; None for "auto"."""
+    return None if text == "auto" else count(text)
+
+
 def fraction(text: str) -> float:
     """An argparse type: 0 <= value < 1."""
     value = float(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,24 @@ class Judges(Protocol):
     def verdict(self, drawn: NDArray[np.uint8], /) -> _Verdict: ...
 
     def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass
+class Budget:
+    """How much of a run's time may go into verdicts, which take cores that train."""
+
+    share: float = 1.0  # 1: all that is asked for
+    spent_s: float = 0.0
+    _last_s: float = 0.0
+
+    def allows(self, elapsed_s: float) -> bool:
+        """Would one more like the last stay within the share of what the run has taken so far?"""
+        return self.share >= 1 or self.spent_s + self._last_s <= self.share * elapsed_s
+
+    def spend(self, seconds: float) -> None:
+        """A verdict has taken so long."""
+        self.spent_s += seconds
+        self._last_s = seconds
 
 
 class Scores:

@@ -27,6 +27,7 @@ from ml.gan.options import (
     above_zero,
     command,
     count,
+    epochs_or_auto,
     fraction,
     positive,
     seconds,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ml.gan.trainer import Outputs, Result, Trainer
 
 _DEFAULTS = TrainConfig()
+_AUTO_QUALITY_SHARE = 0.1
 _EXAMPLES = """\
 examples:
   python -m ml.gan.train                                  digits, in this process
@@ -92,9 +94,12 @@ def _add_data(add: Any) -> None:
     for name, default, what in (
         ("checkpoint", 5, "0: at the end only"),
         ("preview", 0, "pictures; 0: none"),
-        ("quality", 1, "measure generated images; 0: at the end only"),
     ):
         add.add_argument(f"--{name}-every", type=count, default=default, metavar="EPOCHS", help=what)
+    add.add_argument(
+        "--quality-every", type=epochs_or_auto, default="auto", metavar="EPOCHS",
+        help="measure generated images; 0: at the end only; auto: as often as a tenth of the time allows",
+    )  # fmt: skip
     add.add_argument(
         "--quality-images", type=count, default=1_000, metavar="N", help="images to measure; 0: none"
     )
@@ -308,9 +313,11 @@ def _outputs(options: argparse.Namespace, config: TrainConfig, gpus: int) -> Out
     resources = {"CPU": 1.0}
     if config.device == "cuda":
         resources["GPU"] = share_of_gpu(config.workers, gpus)
+    is_auto = options.quality_every is None
     return Outputs(
-        Path(options.save_dir), options.checkpoint_every, options.preview_every, options.quality_every,
-        options.quality_images, options.time_limit, options.max_failures, options.min_workers, resources,
+        Path(options.save_dir), options.checkpoint_every, options.preview_every,
+        1 if is_auto else options.quality_every, options.quality_images, options.time_limit,
+        options.max_failures, options.min_workers, resources, _AUTO_QUALITY_SHARE if is_auto else 1.0,
     )  # fmt: skip
 
 

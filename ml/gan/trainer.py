@@ -38,7 +38,7 @@ from ml.gan.loop import STOP, Plan, train_loop
 from ml.gan.model import Generator, generator_from
 from ml.gan.progress import Progress
 from ml.gan.schedule import Schedule
-from ml.gan.scores import Scores
+from ml.gan.scores import Budget, Scores
 from ml.gan.state import State, load_state
 from ml.gan.vector import Layout
 
@@ -64,6 +64,7 @@ class Outputs:
     max_failures: int = 0  # restarts from the last checkpoint; -1: any number
     min_workers: int = 0  # with how few a run goes on; 0: only with all
     resources_per_worker: dict[str, float] | None = None
+    quality_share: float = 1.0  # of the time that verdicts before the last may take
 
 
 @dataclass(slots=True)
@@ -143,6 +144,7 @@ class Trainer(UserCallback):
         if self._stopped:
             self._tell_workers()
         self._began = self.clock()
+        self._budget = Budget(self.outputs.quality_share)
         try:
             found = self._trainer().fit()
         finally:
@@ -230,14 +232,17 @@ class Trainer(UserCallback):
         epoch = round(metrics["epoch"])
         if metrics["epoch"] != epoch:
             return
+        began = self.clock()
         shows = _divides(self.outputs.preview_every, epoch)
-        measures = self.scores is not None and _divides(self.outputs.quality_every, epoch)
+        due = self.scores is not None and _divides(self.outputs.quality_every, epoch)
+        measures = due and self._budget.allows(began - self._started)
         if shows or measures:
             generator = self._generator(load_state(Path(checkpoint.path))[0])
             if shows:
                 self._save_preview(generator, epoch)
             if measures:
                 self._measure(generator, epoch, int(metrics["step"]))
+                self._budget.spend(self.clock() - began)
 
     def _measure(self, generator: Generator, epoch: float, step: int) -> None:
         if self.scores is not None and self.scores.last_step < step:
@@ -311,6 +316,7 @@ class Trainer(UserCallback):
             "seconds": round(seconds, 3),
             "seconds_with_earlier_parts": self._all_parts_s,
             "seconds_to_start": round(self._started - self._began, 3),
+            "seconds_of_quality": round(self._budget.spent_s, 3),
             "share_of_time_in_steps": round(self._busy_s / max(seconds, 1e-9), 4),
             "images_per_s": round(self._done_images / max(seconds, 1e-9), 1),
             "history": self._history(),

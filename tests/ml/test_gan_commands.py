@@ -25,7 +25,7 @@ from ml.gan.state import load_state  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     "--dataset", "synthetic:64", "--width", "4", "--latent-dim", "8", "--batch-size", "16", "--seed", "5",
-    "--quality-images", "32",
+    "--quality-images", "32", "--quality-every", "1",
 ]  # fmt: skip
 
 
@@ -84,6 +84,7 @@ def test_a_run_leaves_models_pictures_and_its_story(trained: Path) -> None:
     assert story["workers"][0]["device"] == "cpu" and story["data"]["images"] == 64
     quality = json.loads((trained / "quality.json").read_text())
     assert [entry["epoch"] for entry in quality["history"]] == [1, 2]
+    assert 0 < story["seconds_of_quality"] <= story["seconds"]
     assert (trained / "report.html").read_text().count("data:image/png") == 6
     previews = [f"previews/epoch_000{epoch}.png" for epoch in (1, 2)]
     for name in ("grid.png", "losses.png", "speed.png", "quality.png", *previews):

@@ -219,3 +219,15 @@ def test_the_report_is_one_page_that_needs_nothing_else(
     assert len(page.sources) == 1 + 6
     assert "<b>" not in text.split("</h1>")[0] and "10 of 10" in text and "1:15" in text
     assert report.render(story, None, [], ())  # a run that measured nothing
+
+
+def test_verdicts_keep_to_their_share_of_the_time() -> None:
+    budget = scores.Budget(0.1)
+    assert budget.allows(0.0)  # the first one says what they take
+    budget.spend(2.0)
+    assert not budget.allows(39.9) and budget.allows(40.0)
+    budget.spend(1.0)
+    assert budget.spent_s == 3.0 and not budget.allows(39.9) and budget.allows(40.0)
+    every = scores.Budget()
+    every.spend(5.0)
+    assert every.allows(0.0)

@@ -25,11 +25,60 @@ from miniray.train.datasets import Shard
         (lambda: train.CheckpointConfig(num_to_keep=0), "num_to_keep=0"),
         (lambda: train.CheckpointConfig(checkpoint_score_order="up"), "'max' or 'min'"),
         (lambda: train.RunConfig(name="a/b"), "becomes a folder"),
+        (lambda: train.ScalingConfig(accelerator_type="A100"), "needs use_gpu"),
+        (lambda: train.ScalingConfig(label_selector=[{}]), "one dict"),
+        (lambda: train.SyncConfig(sync_artifacts=True), "into the checkpoint"),
     ],
 )
 def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: train.ScalingConfig(trainer_resources={"CPU": 1}), "resources_per_worker"),
+        (lambda: train.FailureConfig(fail_fast=True), "fail_fast.*max_failures=0"),
+        (lambda: train.CheckpointConfig(checkpoint_frequency=1), "checkpoint_frequency.*train.report"),
+        (lambda: train.CheckpointConfig(checkpoint_at_end=True), "checkpoint_at_end.*train.report"),
+        (lambda: train.RunConfig(stop={"loss": 1}), "stop.*return from the loop"),
+        (lambda: train.RunConfig(log_to_file=True), "log_to_file.*logs"),
+        (lambda: train.RunConfig(progress_reporter=print), "progress_reporter.*UserCallback"),
+    ],
+)
+def test_settings_of_earlier_ray_versions_say_what_to_do_instead(make: Any, message: str) -> None:
+    with pytest.raises(DeprecationWarning, match=message):
+        make()
+
+
+def test_workers_reserve_a_trace_of_their_kind_of_gpu() -> None:
+    scaling = train.ScalingConfig(use_gpu=True, accelerator_type="A100")
+    assert scaling.bundle == {"CPU": 1.0, "GPU": 1.0, "accelerator_type:A100": 0.001}
+
+
+def test_every_worker_is_asked_for_on_nodes_with_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from miniray.train import group
+
+    class Reserved:
+        def __init__(self, bundles: Any, **options: Any) -> None:
+            self.asked = bundles, options["bundle_label_selector"]
+
+        def wait(self, seconds: float) -> bool:
+            return True
+
+    monkeypatch.setattr(group, "placement_group", Reserved)
+    monkeypatch.setattr(group, "room", lambda bundle: 2)
+    zone = {"zone": "a"}
+    for selector, labels in ((zone, [zone, zone]), (None, None)):
+        scaling = train.ScalingConfig(num_workers=(1, 4), label_selector=selector)
+        reserved, size = group.reserve(scaling, print)
+        assert size == 2 and reserved.asked == ([{"CPU": 1.0}] * 2, labels)
+
+
+def test_configurations_that_are_none_are_the_defaults() -> None:
+    run = train.RunConfig(failure_config=None, checkpoint_config=None, sync_config=train.SyncConfig())
+    assert run.failure_config == train.FailureConfig() and run.checkpoint_config == train.CheckpointConfig()
 
 
 def test_defaults_are_rays() -> None:

@@ -51,6 +51,19 @@ def fit(loop: Any, path: Path, workers: int = 2, **options: Any) -> tuple[train.
     return trainer.fit(), heard
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": 1}, "backend=1: 'gloo'"),
+        ({"init_method": "file"}, "init_method='file' is none of"),
+        ({"timeout_s": 0}, "more than 0 seconds"),
+    ],
+)
+def test_a_process_group_that_cannot_be_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train.torch.TorchConfig(**options)
+
+
 def vector(rank: int) -> np.ndarray:
     draw = np.random.default_rng(rank)
     found = draw.normal(size=PARTS.size).astype(np.float32)

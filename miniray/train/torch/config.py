@@ -14,6 +14,8 @@ from datetime import timedelta
 from miniray.train.backend import BackendConfig
 from miniray.train.session import TrainContext
 
+INIT_METHODS = ("env", "tcp")
+
 
 @dataclass
 class TorchConfig(BackendConfig):
@@ -22,11 +24,21 @@ class TorchConfig(BackendConfig):
     Args:
         backend: "gloo" or "nccl"; None: NCCL where every worker has a GPU of its own, else gloo. NCCL
             refuses two workers on one GPU.
+        init_method: "env" or "tcp", as in Ray Train; of no effect, as ranks meet through the cluster.
         timeout_s: How long a rank waits for the others, when starting and in each operation.
     """
 
     backend: str | None = None
+    init_method: str = "env"
     timeout_s: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if self.backend is not None and not (isinstance(self.backend, str) and self.backend):
+            raise ValueError(f"backend={self.backend!r}: 'gloo', 'nccl', or None for what fits")
+        if self.init_method not in INIT_METHODS:
+            raise ValueError(f"init_method={self.init_method!r} is none of {INIT_METHODS}")
+        if self.timeout_s <= 0:
+            raise ValueError(f"timeout_s={self.timeout_s}: more than 0 seconds")
 
     def on_start(self, context: TrainContext, group: str) -> None:
         """Join the process group."""
