@@ -10,8 +10,11 @@ import sys
 import pytest
 
 STEPS = """
-import json, resource, threading
+import ctypes, json, resource, threading
 from miniray.train.memory import keep_freed
+
+PR_SET_THP_DISABLE = 41  # huge pages would make the faults few, not cheap
+ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
 
 def faults(steps):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

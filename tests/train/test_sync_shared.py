@@ -91,5 +91,5 @@ def test_a_rank_that_dies_ends_the_sum_of_the_others(tmp_path: Path) -> None:
             os._exit(7)
         shared.add_up([torch.ones(10)])
 
-    with pytest.raises(train.TrainingFailedError, match="worker 2"):
+    with pytest.raises(train.TrainingFailedError):
         fit(loop, tmp_path)
