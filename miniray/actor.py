@@ -21,7 +21,7 @@ from miniray import api, options, signatures
 from miniray.actor_method import ActorMethod, MethodInfo, method, methods_of
 from miniray.core.tasks import ActorTemplate
 from miniray.exceptions import ActorAlreadyExistsError
-from miniray.ids import ActorID
+from miniray.ids import ActorID, UncountedRef
 from miniray.remote_function import variant_key
 
 if TYPE_CHECKING:
@@ -381,7 +381,8 @@ class ActorHandle(Generic[T]):
         return isinstance(other, ActorHandle) and self._ray_id == other._ray_id
 
     def __reduce__(self) -> Any:
-        return restore_handle, (self._ray_id, self._ray_state.packed, self._ray_token)
+        token = None if self._ray_token is None else UncountedRef(self._ray_token)
+        return restore_handle, (self._ray_id, self._ray_state.packed, token)
 
 
 def restore_handle(actor_id: bytes, packed: bytes, token: ObjectRef[Any] | None = None) -> ActorHandle[Any]:

@@ -304,6 +304,29 @@ ObjectID = ObjectRef
 """Ray's older name."""
 
 
+class UncountedRef:
+    """A reference that bytes made by plain `pickle` do not keep: they may live, or lie on a disk, for ever.
+
+    The engine's own serialization treats it as the reference. Elsewhere it is the reference where the
+    process that unpickles still has it, and None where not.
+    """
+
+    __slots__ = ("ref",)
+
+    def __init__(self, ref: ObjectRef[Any]) -> None:
+        self.ref = ref
+
+    def __reduce__(self) -> Any:
+        return ref_if_known, (self.ref.binary(),)
+
+
+def ref_if_known(id: bytes) -> ObjectRef[Any] | None:
+    """The reference, if this process has one of the object."""
+    current = _current_worker()
+    known: ObjectRef[Any] | None = None if current is None else current.ref_if_known(id)
+    return known
+
+
 _library: Any = None
 """`miniray.runtime.worker`, once it was needed: every reference that arrives asks it."""
 

@@ -161,3 +161,4 @@ def _reduce_ref(pickler: Pickler, ref: Any) -> Any:
 
 
 REDUCERS[ids.ObjectRef] = _reduce_ref
+REDUCERS[ids.UncountedRef] = lambda pickler, holder: _reduce_ref(pickler, holder.ref)

@@ -473,6 +473,12 @@ class CoreWorker:
         values.restored(ref.entry)
         return ref
 
+    def ref_if_known(self, oid: bytes) -> ObjectRef[Any] | None:
+        """One more reference of an object that this process has one of."""
+        with self.lock:
+            ref: ObjectRef[Any] | None = self._records.known(oid)
+            return ref
+
     def refs_restored(self, table: bytes) -> list[ObjectRef[Any]]:
         """The references inside a value arrived: ids and owners' addresses in one table."""
         with self.lock:

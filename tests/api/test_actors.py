@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
+import pickle
 import sys
 import threading
 import time
@@ -182,6 +184,29 @@ def test_actor_ends_with_its_last_handle(wait_until):
     pid = get(counter.pid.remote())
     del counter
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
+
+
+def test_a_handle_pickled_by_hand_does_not_keep_its_actor(wait_until):
+    counter = Counter.remote()
+    pid = get(counter.pid.remote())
+    pickled = pickle.dumps([counter])
+    assert get(pickle.loads(pickled)[0].pid.remote()) == pid
+    copied = copy.deepcopy(counter)
+    del counter
+    assert get(copied.pid.remote()) == pid
+    del copied
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}"))
+    with pytest.raises(ray.exceptions.RayActorError):
+        get(pickle.loads(pickled)[0].pid.remote())
+
+
+def test_a_handle_pickled_by_hand_works_elsewhere_while_the_actor_lives():
+    @ray.remote
+    def ask(pickled):
+        return ray.get(pickle.loads(pickled).pid.remote())
+
+    counter = Counter.remote()
+    assert get(ask.remote(pickle.dumps(counter))) == get(counter.pid.remote())
 
 
 def test_restart(wait_until):
