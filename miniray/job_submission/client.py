@@ -239,6 +239,7 @@ def _start(details: JobDetails, **needs: Any) -> None:
     import miniray
     from miniray.job_submission.supervisor import Supervisor
 
+    submission_id = str(details.submission_id)
     options: dict[str, Any] = {name: value for name, value in needs.items() if value is not None}
     if not options["label_selector"]:
         del options["label_selector"]
@@ -247,9 +248,9 @@ def _start(details: JobDetails, **needs: Any) -> None:
     variables = details.runtime_env.get("env_vars") or {}
     grace_s = float(variables.get(GRACE_VARIABLE) or os.environ.get(GRACE_VARIABLE) or GRACE_S)
     actor = miniray.remote(Supervisor).options(
-        name=_name(str(details.submission_id)), namespace=NAMESPACE, lifetime="detached", **options
+        name=_name(submission_id), namespace=NAMESPACE, lifetime="detached", **options
     )
-    actor.remote(details.submission_id, grace_s)
+    actor.remote(submission_id, grace_s)
 
 
 def _uploaded(env: dict[str, Any]) -> dict[str, Any]:

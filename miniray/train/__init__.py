@@ -64,6 +64,7 @@ __all__ = [
     "TrainingFailedError",
     "UserCallback",
     "WorkerGroupError",
+    "collective",
     "get_checkpoint",
     "get_context",
     "get_dataset_shard",
@@ -74,7 +75,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("torch", "sync"):
+    if name in ("collective", "torch", "sync"):
         return importlib.import_module(f"miniray.train.{name}")
     if name in _IN_TORCH:
         return getattr(importlib.import_module("miniray.train.torch"), name)

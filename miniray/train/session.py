@@ -97,6 +97,8 @@ class Session:
     shard: Callable[[str], Any] | None = None
     sees_storage: bool = True
     reports: queue.Queue[Any] = field(default_factory=lambda: queue.Queue(REPORTS_AHEAD))
+    meeting: Any = None
+    """The actor where `train.collective` waits for the other workers, once it is used."""
     _count: int = 0
 
     def report(self, metrics: Mapping[str, Any], checkpoint: Checkpoint | None) -> None:
