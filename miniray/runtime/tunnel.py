@@ -29,7 +29,8 @@ from miniray.runtime.resending import resend_soon
 
 log = logging.getLogger(__name__)
 
-PIECE_BYTES = 256 << 10
+PIECE_BYTES = 1 << 20
+"""At most, of what has come, for one message: a stream's price is per message, so large ones pay."""
 TAKEN_WITHIN_S = 20.0
 """A connection that came for a node is closed when it has not been taken by then."""
 PAUSE_S = 0.5
