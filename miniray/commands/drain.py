@@ -21,8 +21,8 @@ def drain(node: str, deadline: float | None, reason: str, address: str | None) -
     """Take a node out of the cluster in order.
 
     NODE is the beginning of its id, its name or its address. It gets no new work from now on, and leaves
-    when what runs there has ended; what still runs at the deadline is ended and, where it may be, run
-    again elsewhere.
+    when what runs there has ended and objects that only it has are on other nodes; what still runs at the
+    deadline is ended and, where it may be, run again elsewhere. Its log names objects that had to stay.
     """
     from miniray._proto import gcs_pb2
 

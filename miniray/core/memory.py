@@ -105,6 +105,8 @@ class Memory:
     capacity: int
     held: dict[bytes, Held] = field(default_factory=dict)
     rooms: list[Room] = field(default_factory=list)
+    adopted: dict[bytes, None] = field(default_factory=dict)
+    """Fetched from a node that has left: these copies are not to be evicted, they may be the last."""
     spilled: dict[bytes, Held] = field(default_factory=dict)
     spilling: dict[int, dict[bytes, int]] = field(default_factory=dict)
     """Batch -> object id -> size, while the shell writes it."""
@@ -145,6 +147,11 @@ class Memory:
         else:
             self.held.setdefault(object_id, Held(size, owner))
 
+    def copy_adopted(self, object_id: bytes) -> None:
+        """A copy that was fetched is the one that must not be lost from now on."""
+        if object_id in self.held:
+            self.adopted[object_id] = None
+
     def _is_gone(self, owner: Owner) -> bool:
         return owner in self.gone or (owner[0], b"") in self.gone
 
@@ -154,6 +161,7 @@ class Memory:
             return
         gone_from_disk = []
         for object_id in object_ids:
+            self.adopted.pop(object_id, None)
             if self.held.pop(object_id, None) is None:
                 self.freed_early[object_id] = False
                 if len(self.freed_early) > FREED_EARLY_KEPT:
@@ -241,6 +249,10 @@ class Memory:
             self.garbage_after = now + GARBAGE_EVERY_S
         return due
 
+    def survey(self) -> None:
+        """Have the shell take stock; others look at the answer, too."""
+        self._survey()
+
     def _survey(self) -> None:
         if not self.surveying:
             self.surveying = True
@@ -250,6 +262,8 @@ class Memory:
         """The stock is known: serve the oldest request, or make more room for it."""
         self.surveying = False
         self.retry_at = None
+        for item in survey.objects:
+            item.primary = item.primary or item.object_id in self.adopted
         if self._sweep_jobs(now, survey):
             self._survey()
             return
@@ -311,6 +325,7 @@ class Memory:
     def _forget_copy(self, object_id: bytes, why: str = "") -> None:
         """This node has no copy any more: tell the owner."""
         held = self.held.pop(object_id, UNKNOWN)
+        self.adopted.pop(object_id, None)
         if held.owner != NOBODY:
             self.relay.location_changed(worker_pb2.LocationUpdate(
                 object_id=object_id, node_id=self.relay.node_id, removed=True, reason=why,

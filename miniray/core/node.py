@@ -28,6 +28,7 @@ from miniray.core import resources
 from miniray.core.bridge import Bridge
 from miniray.core.census import NodeCensus
 from miniray.core.contract import HEAD, Send, Stories
+from miniray.core.evacuation import Evacuation
 from miniray.core.guard import Guard
 from miniray.core.hosting import Hosting
 from miniray.core.ids import OBJECT_ID_SIZE
@@ -37,7 +38,7 @@ from miniray.core.lease_queue import LeaseQueue
 from miniray.core.leases import Leases
 from miniray.core.memory import Memory, Owner
 from miniray.core.neighbours import Neighbours
-from miniray.core.node_effects import CloseFd, ForgetPeer, StopNode, Survey, to_client
+from miniray.core.node_effects import CloseFd, ForgetPeer, Notice, StopNode, Survey, to_client
 from miniray.core.packing import unpacked_publications
 from miniray.core.policy import NodeView
 from miniray.core.pool import DRIVER, Pool
@@ -85,6 +86,7 @@ class Node:
             self.out, self.stories, self.relay, store_bytes, client_name=self.residents.name_of)
         self.transfer = Transfer(self.out, self.node_id, self.memory, self.peers)
         self.serving = Serving()
+        self.evacuation = Evacuation(self)
         self.requests = LeaseQueue(
             self.out, self.node_id, self.pool, self.relay, self.view, rng, self.stories, self.bridge.ask)
         self.leases = Leases(self.out, self.node_id, self.pool, self.relay, self.resources, self.requests,
@@ -149,7 +151,8 @@ class Node:
         self.config = message.config or self.config
 
     def drain_requested(self, now: float, deadline_s: float, reason: str) -> None:
-        """No new work; leave when what runs has ended, or after `deadline_s` seconds."""
+        """No new work; leave when what runs has ended and what is here for others has gone to other nodes,
+        or after `deadline_s` seconds."""
         if self.drain_at is not None:
             return
         self.leases.draining = True
@@ -159,6 +162,7 @@ class Node:
         self.drain_reason = reason or "drained"
         self.requests.view_changed(now)
         self._heartbeat(now)
+        self.evacuation.begun()
         self.leave_if_empty(now)
 
     def end_requested(self, now: float, reason: str, drained: bool = False) -> None:
@@ -166,12 +170,17 @@ class Node:
         if not self.leaving:
             self.leaving = True
             running = bool(self.leases.grants)
+            left_behind = self.evacuation.left_behind()
+            if left_behind:
+                self.out.append(Notice(left_behind))
             self.tell_head(leaving=gcs_pb2.NodeLeaving(reason=reason, abrupt=running and not drained))
             self.out.append(StopNode(reason))
 
     def leave_if_empty(self, now: float) -> None:
         """A draining node leaves when nothing runs any more, or its time is up."""
-        if self.drain_at is None or self.leaving or (self.leases.grants and now < self.drain_at):
+        if self.drain_at is None or self.leaving:
+            return
+        if now < self.drain_at and (self.leases.grants or not self.evacuation.is_over()):
             return
         self.end_requested(now, self.drain_reason, drained=True)
 
@@ -297,6 +306,19 @@ class Node:
         elif kind == "lease_revoked" and message.lease_revoked.holder.worker_id in self.pool.workers:
             self.out.append(to_client(message.lease_revoked.holder.worker_id,
                                       lease_revoked=message.lease_revoked))
+        elif kind == "take_over" and len(message.take_over.object_id) == OBJECT_ID_SIZE:
+            self._take_over_requested(now, node_id, message.take_over)
+        elif kind == "taken_over":
+            self.evacuation.taken_over(now, node_id, message.taken_over)
+            self.leave_if_empty(now)
+
+    def _take_over_requested(self, now: float, node_id: bytes, message: raylet_pb2.TakeOver) -> None:
+        if self.drain_at is None:
+            self.transfer.take_over_requested(now, node_id, message)
+            return
+        failure = common.Failure(kind=common.UNAVAILABLE, message="it is leaving, too")
+        self.out.append(Send(node_id, raylet_pb2.PeerMessage(
+            taken_over=raylet_pb2.TakenOver(object_id=message.object_id, failure=failure))))
 
     def peer_lost(self, now: float, node_id: bytes, failure: common.Failure) -> None:
         """Another node has died."""
@@ -315,6 +337,8 @@ class Node:
         self.relay.peer_lost(node_id, failure)
         self.leases.peer_lost(now, node_id)
         self.transfer.peer_lost(now, node_id)
+        self.evacuation.peer_lost(node_id)
+        self.leave_if_empty(now)
 
     def connection_came(
         self, now: float, hello: raylet_pb2.ChannelHello, fd: int, encrypted: bool = False
@@ -341,6 +365,8 @@ class Node:
         object_ids = [object_id for object_id in object_ids if len(object_id) == OBJECT_ID_SIZE]
         self.transfer.freed(now, object_ids)
         self.memory.objects_freed(now, object_ids)
+        self.evacuation.freed(object_ids)
+        self.leave_if_empty(now)
 
     def kill(self, now: float, message: worker_pb2.KillRequest) -> None:
         """A task's owner cancels it by force: end its worker here; drivers are not ours to end."""
@@ -358,6 +384,8 @@ class Node:
     def store_surveyed(self, now: float, survey: Survey) -> None:
         """Answer to `SurveyStore`."""
         self.memory.store_surveyed(now, survey)
+        self.evacuation.surveyed(survey)
+        self.leave_if_empty(now)
 
     def store_used(self, now: float, used: int) -> None:
         """How many bytes of the store are taken, from time to time: heartbeats tell."""
@@ -460,7 +488,7 @@ class Node:
     def check(self) -> None:
         """Every invariant of every part."""
         for part in (self.pool, self.leases, self.hosting, self.relay, self.memory, self.transfer,
-                     self.serving, self.inquiries):
+                     self.serving, self.evacuation, self.inquiries):
             part.check()
         if not self.leases.grants and not self.hosting.bundles:
             assert self.resources.available == self.resources.total, "resources were not given back"

@@ -87,13 +87,6 @@ class DeleteObjects:
 
 
 @dataclass(slots=True)
-class MarkPrimary:
-    """The copy of this object is now the one that must not be lost. No answer."""
-
-    object_id: bytes
-
-
-@dataclass(slots=True)
 class SpillObjects:
     """Write sealed objects to one file and delete them from the store; `objects_spilled`."""
 
@@ -151,6 +144,13 @@ class LookAtProcess:
     worker_id: bytes
     pid: int
     stack: bool
+
+
+@dataclass(slots=True)
+class Notice:
+    """A line for the node's log, at a level that people look at. No answer."""
+
+    text: str
 
 
 @dataclass(slots=True)

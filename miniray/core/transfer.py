@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from miniray._proto import common_pb2 as common
-from miniray._proto import worker_pb2
+from miniray._proto import raylet_pb2, worker_pb2
+from miniray.core.contract import Send
 from miniray.core.memory import ROOM_WAIT_S, Memory, Owner
 from miniray.core.node_effects import DeleteObjects, StartFetch, StopFetch, to_client
 
@@ -51,6 +52,8 @@ MAKING_ROOM = "making room"
 BACKING_OFF = "backing off"
 
 Waiter = tuple[bytes, int]
+TAKE_OVER = -1
+"""In place of a request id: the waiter is a node that leaves."""
 
 
 @dataclass(slots=True)
@@ -62,7 +65,7 @@ class Pull:
     owner: common.Address
     size: int
     waiters: dict[Waiter, int] = field(default_factory=dict)
-    """(client, request id) -> priority."""
+    """(client, request id), or (node, TAKE_OVER) -> priority."""
     sources: dict[bytes, None] = field(default_factory=dict)
     failed: dict[bytes, str] = field(default_factory=dict)
     unreached: dict[bytes, float] = field(default_factory=dict)
@@ -127,12 +130,21 @@ class Transfer:
 
     def pull_requested(self, now: float, worker_id: bytes, message: worker_pb2.PullRequest) -> None:
         """A client wants a copy of an object in this node's store."""
+        self._want(now, (worker_id, message.request_id), message)
+
+    def take_over_requested(self, now: float, node_id: bytes, message: raylet_pb2.TakeOver) -> None:
+        """A node leaves: its copy comes here, to stay. Answered with `TakenOver`."""
+        self._want(now, (node_id, TAKE_OVER), worker_pb2.PullRequest(
+            object_id=message.object_id, owner=message.owner, locations=[node_id], size=message.size,
+            priority=worker_pb2.PullRequest.WAIT))
+
+    def _want(self, now: float, waiter: Waiter, message: worker_pb2.PullRequest) -> None:
         pull = self.pulls.get(message.object_id)
         if pull is None:
             pull = Pull(message.object_id, self.next_order, message.owner, message.size)
             self.next_order += 1
             self.pulls[message.object_id] = pull
-        pull.waiters[(worker_id, message.request_id)] = message.priority
+        pull.waiters[waiter] = message.priority
         for node_id in message.locations:
             pull.failed.pop(node_id, None)  # its owner still lists it: worth another attempt
         pull.name(message.locations)
@@ -248,6 +260,7 @@ class Transfer:
 
     def peer_lost(self, now: float, node_id: bytes) -> None:
         """A node has died: it is no source any more, and the rest comes from another one."""
+        self.client_gone(now, node_id)  # what it had us take over
         for pull in self.pulls.values():
             if node_id not in pull.sources:
                 continue
@@ -333,13 +346,22 @@ class Transfer:
 
     def _finish(self, now: float, pull: Pull, failure: common.Failure | None, fetched: bool = False) -> None:
         self._end(pull)
-        for worker_id, request_id in pull.waiters:
-            reply = worker_pb2.PullReply(request_id=request_id, object_id=pull.object_id, failure=failure,
-                                         failed_nodes=list(pull.failed))
-            self.out.append(to_client(worker_id, pull=reply))
         if fetched and pull.owner.worker_id:
             self.memory.relay.location_changed(worker_pb2.LocationUpdate(
                 object_id=pull.object_id, node_id=self.node_id, size=pull.size, owner=pull.owner))
+        for worker_id, request_id in pull.waiters:
+            if request_id == TAKE_OVER:
+                self._taken_over(worker_id, pull.object_id, failure)
+                continue
+            reply = worker_pb2.PullReply(request_id=request_id, object_id=pull.object_id, failure=failure,
+                                         failed_nodes=list(pull.failed))
+            self.out.append(to_client(worker_id, pull=reply))
+
+    def _taken_over(self, node_id: bytes, object_id: bytes, failure: common.Failure | None) -> None:
+        if failure is None:
+            self.memory.copy_adopted(object_id)
+        self.out.append(Send(node_id, raylet_pb2.PeerMessage(
+            taken_over=raylet_pb2.TakenOver(object_id=object_id, failure=failure))))
 
     def _lost(self, pull: Pull) -> common.Failure:
         tried = "; ".join(f"node {n.hex()[:8]}: {why}" for n, why in pull.failed.items())

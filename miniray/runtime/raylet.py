@@ -36,6 +36,7 @@ from miniray.core.node_effects import (
     DropSpilled,
     ForgetPeer,
     LookAtProcess,
+    Notice,
     RestoreObject,
     SpillObjects,
     StartFetch,
@@ -141,7 +142,8 @@ class Raylet:
             StartFetch: self.objects.start_fetch, StopFetch: self.objects.stop_fetch,
             ForgetPeer: lambda e: self.peers.forget(e.node_id),
             ConnectWorkers: self._do_connect_workers,
-            StopNode: lambda e: self._on_stop(e.reason, e.failed), LookAtProcess: self._do_look,
+            Notice: lambda e: log.warning("%s", e.text), LookAtProcess: self._do_look,
+            StopNode: lambda e: self._on_stop(e.reason, e.failed),
         }  # fmt: skip
 
     def start(self) -> None:

@@ -475,6 +475,9 @@ class SimNode:
         if end is not None:
             end.close()
 
+    def _notice(self, effect: node_effects.Notice) -> None:
+        self.world.note(self.name, effect.text)
+
     def _stop_node(self, effect: node_effects.StopNode) -> None:
         self.world.note(self.name, f"ends: {effect.reason}")
         self._down()
@@ -516,6 +519,7 @@ _EFFECTS: dict[type, Callable[[SimNode, Any], None]] = {
     node_effects.DropSpilled: SimNode._drop_spilled,
     node_effects.StartFetch: SimNode._start_fetch,
     node_effects.StopFetch: SimNode._stop_fetch,
+    node_effects.Notice: SimNode._notice,
     node_effects.StopNode: SimNode._stop_node,
     node_effects.ForgetPeer: SimNode._forget_peer,
 }

@@ -74,6 +74,17 @@ def test_twenty_nodes_under_many_faults(seed: int) -> None:
     check(Simulation(seed, Scenario(20, 2, 3, 8.0, weather=weather, plan=Plan(14.0, faults))))
 
 
+def test_nodes_that_leave_in_order_lose_no_object() -> None:
+    taken = 0
+    for seed in range(3):
+        simulation = check(Simulation(seed, Scenario(4, 2, 1, 4.0, plan=Plan(4.0, {"drain": 2}))))
+        assert "OBJECT_LOST" not in simulation.cluster.oracle.errors
+        lines = simulation.world.lines
+        assert not [line for line in lines if "are lost with this node" in line]
+        taken += sum("taken_over" in line for line in lines)
+    assert taken, "no node had anything that others needed"
+
+
 def test_a_full_store_spills_and_loses_nothing() -> None:
     simulation = check(Simulation(3, Scenario(3, 4, 2, 6.0, store_bytes=2 << 20, plan=Plan(6.0))))
     assert "OBJECT_LOST" not in simulation.cluster.oracle.errors

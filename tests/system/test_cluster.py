@@ -601,3 +601,22 @@ def test_an_actor_of_a_node_that_has_just_joined_can_be_called_at_once(three: Th
         three.add(name)
         actor = Echo.options(**three.on(name)).remote()
         assert ray.get(actor.say.remote(number), timeout=60) == number
+
+
+def test_what_only_a_drained_node_has_goes_to_another_before_it_leaves(three: Three, ray: Any) -> None:
+    from miniray import api
+    from miniray._proto import gcs_pb2
+
+    def make(seed: int) -> Any:
+        return np.random.default_rng(seed).integers(0, 255, 8 * MB, np.uint8)
+
+    node = three.add("leaver")
+    eventually(lambda: three.living() == 4)
+    made = ray.remote(make).options(max_retries=0, **three.on("leaver"))  # so it cannot be made anew
+    refs = [made.remote(seed) for seed in range(3)]
+    assert len(ray.wait(refs, num_returns=3, timeout=60, fetch_local=False)[0]) == 3
+    api.connected_worker().request("drain", gcs_pb2.DrainRequest(
+        node_id=bytes.fromhex(node.node_id), deadline_s=120.0, reason="new disks"))
+    eventually(lambda: three.living() == 3)
+    for seed, ref in enumerate(refs):
+        assert np.array_equal(ray.get(ref, timeout=60), make(seed))
