@@ -12,7 +12,8 @@ queue whose head has waited `STARVE_S` keeps later queues from taking what it wa
 kept for actors is in `core.claims`.
 
 A *grant* is a lease or an actor's place (`core.hosting`): resources first, then a worker.
-A blocked task's worker lends its CPUs; they are taken back when it wakes, overdrawing if need be.
+A blocked task's worker lends its CPUs; they are taken back when it wakes, overdrawing if need be:
+then as many leases are asked back as there are too many.
 Actors keep theirs once their constructor has run.
 
 Pure; runs inside `core.node.Node`.
@@ -58,6 +59,8 @@ class Grant:
     announced: bool = False
     """Its holder knows of the worker, or the actor's worker of the actor."""
     revoked: bool = False
+    is_surplus: bool = False
+    """Asked back because leases hold more CPUs together than there are."""
     told: bool = False
     """Its holder knows that it waits for a process."""
     keeps: bool = False
@@ -335,20 +338,25 @@ class Leases:
             self.dispatch(now)
         else:
             self.resources.reclaim(grant.allocation)
+            if self._is_overdrawn() and self.balance_at is None:
+                self.balance_at = now + BALANCE_EVERY_S
+
+    def _is_overdrawn(self) -> bool:
+        return self.resources.available.get(resources.CPU, 0) < 0
 
     # ---- time: reasons and shares ----
 
     def next_deadline(self) -> float | None:
         """When reasons are reported or shares are balanced."""
         reasons_at = self.reasons_at if self.requests.queues else None
-        balance_at = self.balance_at if self.requests.queues or self.claims.by_actor else None
+        balance_at = self.balance_at if self._has_to_balance() else None
         return min((at for at in (reasons_at, balance_at, self.starting_at) if at is not None), default=None)
 
     def tick(self, now: float) -> None:
         """Report reasons and ask leases back for those below their share."""
         if self.starting_at is not None and self.starting_at <= now:
             self._report_starting(now)
-        if not self.requests.queues and not self.claims.by_actor:
+        if not self._has_to_balance():
             self.reasons_at = self.balance_at = None
             self.shares.nobody_waits()
             return
@@ -357,10 +365,16 @@ class Leases:
             self._report_reasons(now)
         if self.balance_at is not None and self.balance_at <= now:
             self.balance_at = now + BALANCE_EVERY_S
+            for surplus in self.shares.overdrawing(self.grants, self.resources.available):
+                surplus.is_surplus = True
+                self._revoke(surplus)
             victim = self._victim(now)
             if victim is not None:
                 victim.revoked = True
                 self._revoke(victim)
+
+    def _has_to_balance(self) -> bool:
+        return bool(self.requests.queues or self.claims.by_actor) or self._is_overdrawn()
 
     def _report_reasons(self, now: float) -> None:
         self.requests.refuse_hopeless(now)

@@ -11,6 +11,8 @@ While queues wait, leases do not stay with whoever came first. One at a time is 
 - within a job, from another class of tasks, or another caller, that has had its `SAME_JOB_SLICE_S`;
 - for an actor that waits for this node (`core.claims`), from the oldest lease, after the same time.
 
+Tasks that wake from a `get` together may hold more CPUs than there are: as many leases are asked back.
+
 Two jobs that ask for more than there is get equal CPU time, in slices of about `SLICE_S`. Pure;
 part of `core.leases`.
 """
@@ -113,6 +115,22 @@ class Shares:
                     for name in claim.demand)
         ]
         return min(candidates, key=lambda grant: grant.since, default=None)
+
+    @staticmethod
+    def overdrawing(grants: Mapping[int, Grant], available: Resources) -> list[Grant]:
+        """The oldest of the leases that hold more CPUs together than there are; none is named twice."""
+        excess = -available.get(resources.CPU, 0)
+        victims = []
+        for grant in sorted(grants.values(), key=lambda grant: (not grant.is_surplus, grant.since)):
+            allocation = grant.allocation
+            units = allocation.amounts.get(resources.CPU, 0) - allocation.lent.get(resources.CPU, 0)
+            if excess <= 0:
+                break
+            if units > 0 and not grant.actor_id and grant.worker_id:
+                excess -= units
+                if not grant.is_surplus:
+                    victims.append(grant)
+        return victims
 
     def _victim(self, now: float, queue: Queue, head: Request, grants: Mapping[int, Grant],
                 held: dict[bytes, int]) -> Grant | None:

@@ -120,6 +120,34 @@ def test_a_blocked_worker_lends_its_cpu_and_takes_it_back() -> None:
     assert cpu_free(rig) == 1
 
 
+def test_of_leases_that_hold_more_cpus_than_there_are_the_excess_is_asked_back() -> None:
+    """Tasks that waited for the same thing wake together; their leases would go on from task to task."""
+    rig = Rig(CPU=1)
+    driver = rig.driver()
+    rig.boot_all()
+    for _ in range(4):
+        rig.ask(driver)
+    woken = []
+    for _ in range(4):
+        rig.boot_all()
+        (grant,) = rig.grants(driver)
+        woken.append(grant)
+        rig.say(grant.worker.worker_id, blocked=worker_pb2.WorkerBlocked(blocked=True))
+    rig.advance(1.0)
+    assert not rig.messages(driver, "lease_revoked")
+    for grant in woken[1:]:
+        rig.say(grant.worker.worker_id, blocked=worker_pb2.WorkerBlocked(blocked=False))
+    assert cpu_free(rig) == -2
+    rig.advance(1.0)
+    revoked = [one.lease_id for one in rig.messages(driver, "lease_revoked")]
+    assert revoked == [grant.lease_id for grant in woken[1:3]], "once each; one has its CPU"
+    for lease_id in revoked:
+        rig.give_back(driver, lease_id)
+    assert cpu_free(rig) == 0
+    rig.advance(1.0)
+    assert not rig.messages(driver, "lease_revoked")
+
+
 def test_recursion_to_depth_50_on_one_cpu_needs_one_worker_per_level() -> None:
     rig = Rig(CPU=1)
     requester = rig.driver()
