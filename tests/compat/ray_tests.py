@@ -42,6 +42,11 @@ FAILING: dict[str, dict[str, str]] = {
         "test_shows_both_user_exception_system_error_same_time[ray_start_cluster0]":
             "the error of a task that raised has no second part about its worker's intended end",
     },
+    "test_generators": {
+        "test_dynamic_generator_reconstruction_nondeterministic[dynamic-False]":
+            "the generator may have the head's CPU before the actor whose handle it takes has been placed; "
+            "then what it makes is there, and is not lost with the other node",
+    },
     "test_node_labels": {
         "test_ray_init_set_node_labels_value_error":
             "`init(labels=…)` without an address starts a session of its own beside a running cluster; Ray "
@@ -60,7 +65,7 @@ FAILING: dict[str, dict[str, str]] = {
         "test_placement_group_invalid_resource_request": CLIENT,
     },
     "test_placement_group_4": {
-        "test_remove_placement_group_worker_startup_slowly":
+        "test_remove_placement_group_worker_startup_slowly[…]":
             "a plugin of Ray's runtime environments is to delay the start of a worker; there are no plugins "
             "here",
     },
