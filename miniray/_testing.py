@@ -35,9 +35,12 @@ def get_all_reference_counts() -> dict[bytes, dict[str, int]]:
 
 
 def get_memory_store_size() -> int:
-    """How many objects this process keeps in its own memory."""
+    """How many objects this process keeps in its own memory, without what stands for actors' handles."""
     from miniray.core.directory import INLINE
 
     worker = api.connected_worker()
     with worker.lock:
-        return sum(entry.state == INLINE for entry in worker.owner.directory.objects.values())
+        entries = list(worker.owner.directory.objects.values())
+    return sum(
+        entry.state == INLINE and not (entry.rare is not None and entry.rare.stands_for) for entry in entries
+    )

@@ -78,7 +78,7 @@ class Node:
         self.neighbours = Neighbours(self.node_id, self.view)
         self.peers = self.neighbours.peers
         """The other nodes that live, as the GCS published them: where to dial them."""
-        cpus = max(1, -(-self.resources.total.get(resources.CPU, 0) // resources.UNIT))
+        cpus = -(-self.resources.total.get(resources.CPU, 0) // resources.UNIT)
         self.pool = Pool(self.out, rng, 0 if info.takes_no_work else cpus)
         self.relay = Relay(self.out, self.node_id, self.pool.workers)
         self.bridge = Bridge(self.out, self.node_id)

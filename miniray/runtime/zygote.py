@@ -311,6 +311,8 @@ def execute(argv: list[str], spec: dict[str, Any]) -> NoReturn:
 
     `argv` is the interpreter with its arguments, say ["/usr/bin/python3"].
     """
+    if spec.get("cwd") and "py_executable" in spec["runtime_env"]:
+        os.chdir(spec["cwd"])  # the command may name a file of the working_dir
     fd = os.memfd_create("spec")
     os.write(fd, json.dumps(spec).encode())
     os.lseek(fd, 0, os.SEEK_SET)

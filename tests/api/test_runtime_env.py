@@ -302,6 +302,18 @@ def test_py_executable_runs_the_workers(session, tmp_path):
     assert ray.get(wrapped.options(runtime_env={"py_executable": str(wrapper)}).remote()) == "yes"
 
 
+def test_py_executable_may_be_a_file_of_the_working_dir(session, tmp_path):
+    (tmp_path / "start.sh").write_text(f'export STARTED_BY=script\nexec {sys.executable} "$@"\n')
+    session(working_dir=str(tmp_path), py_executable="sh start.sh")
+
+    @ray.remote
+    def started_by():
+        return os.environ["STARTED_BY"], os.path.exists("start.sh")
+
+    assert ray.get(started_by.remote(), timeout=120) == ("script", True)
+
+
+
 def test_conda_is_refused_by_name(session):
     session()
     with pytest.raises(ray.exceptions.RuntimeEnvSetupError, match="'conda' is not supported"):

@@ -52,6 +52,14 @@ def cpu_free(rig: Rig) -> float:
     return rig.node.resources.available.get("CPU", 0) / UNIT
 
 
+def test_workers_are_started_ahead_for_each_cpu_and_none_without() -> None:
+    with_cpus, without = Rig(CPU=2), Rig(CPU=0, GPU=1)
+    with_cpus.driver()
+    without.driver()
+    assert len(with_cpus.starts) == 2
+    assert not without.starts
+
+
 # ---- actors ----
 
 
