@@ -253,9 +253,23 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
         raise ValueError(
             f"Failed to look up actor with name '{name}'. This could because 1. You are trying to look up "
             "a named actor you didn't create. 2. The named actor died. 3. You did not use a namespace "
-            f"matching the namespace of the actor (looked in '{space}')."
+            f"matching the namespace of the actor (looked in '{space}').{_lookalikes(name, space)}"
         ) from None
     return restore_handle(info.spec.actor_id, info.spec.handle)
+
+
+def _lookalikes(name: str, namespace: str) -> str:
+    """Which actors may have been meant by a name that there is not."""
+    from difflib import get_close_matches
+
+    from miniray.util import list_named_actors
+
+    living = [(row["name"], row["namespace"]) for row in list_named_actors(all_namespaces=True)]
+    elsewhere = sorted(space for found, space in living if found == name)
+    if elsewhere:
+        return f" There is one of that name in the namespace '{elsewhere[0]}'."
+    close = get_close_matches(name, [found for found, space in living if space == namespace], n=1)
+    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def check_namespace(namespace: object) -> None:

@@ -13,6 +13,7 @@ import inspect
 import threading
 import time
 from collections import deque
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,16 @@ ASYNC_CONCURRENCY = 1000
 def of(executor: Executor, spec: pb.ActorSpec) -> ThreadedActor | AsyncActor:
     """The way this actor runs its calls."""
     return AsyncActor(executor, spec) if spec.is_async else ThreadedActor(executor, spec)
+
+
+def check_group(function: Function, groups: Collection[str]) -> None:
+    """ValueError for a call in a concurrency group that its actor does not have."""
+    if function.group and function.group not in groups:
+        known = ", ".join(f"'{group}'" for group in groups if group) or "none"
+        raise ValueError(
+            f"{function.name} was called in the concurrency group '{function.group}', which its actor does "
+            f"not have; it has {known}"
+        )
 
 
 class _Call:
@@ -126,6 +137,7 @@ class ThreadedActor:
         try:
             function = executor.function(call.peer, call.number)
             set_process_title(function.title)
+            check_group(function, self._pools)
             call.context.name = function.name
             call.context.function = function
             args, kwargs = executor.decode(call.peer, call.frame, call.flags, held)
@@ -186,9 +198,10 @@ class AsyncActor:
 
     def __init__(self, executor: Executor, spec: pb.ActorSpec) -> None:
         self._executor = executor
-        self._groups = {"": _Loop(executor, "actor-loop", spec.max_concurrency or ASYNC_CONCURRENCY)}
+        known = list(spec.concurrency_groups)
+        self._groups = {"": _Loop(executor, "actor-loop", spec.max_concurrency or ASYNC_CONCURRENCY, known)}
         for group, width in spec.concurrency_groups.items():
-            self._groups[group] = _Loop(executor, f"actor-loop-{group}", width)
+            self._groups[group] = _Loop(executor, f"actor-loop-{group}", width, known)
         self._grouped = len(self._groups) > 1
 
     def construct(
@@ -244,8 +257,10 @@ class AsyncActor:
 class _Loop:
     """One concurrency group of an asyncio actor: an event loop in a thread."""
 
-    def __init__(self, executor: Executor, name: str, width: int) -> None:
+    def __init__(self, executor: Executor, name: str, width: int, known: Collection[str]) -> None:
+        """`known`: the names of all groups of the actor."""
         self._executor = executor
+        self._known = known
         self.loop = asyncio.new_event_loop()
         self._name = name
         self._limit = asyncio.Semaphore(width)
@@ -344,6 +359,7 @@ class _Loop:
         try:
             function = executor.function(call.peer, call.number)
             set_process_title(function.title)
+            check_group(function, self._known)
             call.context.name = function.name
             call.context.function = function
             async with self._limit:
