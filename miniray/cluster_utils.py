@@ -234,10 +234,74 @@ class Cluster:
 
 
 class AutoscalingCluster:
-    """Ray's cluster that grows by itself; miniray has no autoscaler, so making one raises."""
+    """A head whose nodes come and go with what waits, on this machine; Ray's class of the same name.
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        raise NotImplementedError("miniray has no autoscaler: add nodes to a Cluster with add_node()")
+    `worker_node_types` gives for each kind of node ``{"resources": {"CPU": 2}, "min_workers": 0,
+    "max_workers": 4, "labels": {}}``. Connect with ``init("auto")`` or ``init(cluster.address)``.
+    """
+
+    def __init__(
+        self,
+        head_resources: Mapping[str, float],
+        worker_node_types: Mapping[str, Mapping[str, Any]],
+        autoscaler_v2: bool = False,
+        *,
+        max_workers: int = 100,
+        idle_timeout_minutes: float = 5.0,
+        upscaling_speed: float = 1.0,
+        **_ignored: Any,
+    ) -> None:
+        """`autoscaler_v2` and other words of Ray's configuration are ignored: there is one autoscaler."""
+        self._head_resources = dict(head_resources)
+        self._types = {name: dict(one) for name, one in worker_node_types.items()}
+        self._max_nodes = max_workers
+        self._idle_s = 60.0 * idle_timeout_minutes
+        self._speed = upscaling_speed
+        self._cluster: Cluster | None = None
+        self._running: tuple[Any, Any] | None = None
+
+    @property
+    def address(self) -> str | None:
+        """HOST:PORT of the GCS; None before `start`."""
+        return self._cluster.address if self._cluster is not None else None
+
+    def start(self, _system_config: Any = None, override_env: Mapping[str, str] | None = None) -> None:
+        """Start the head's node, and let other nodes come when work waits for them."""
+        from miniray.autoscaler import Autoscaler, LocalProvider, NodeKind
+
+        self.shutdown()
+        os.environ.update(override_env or {})
+        offered = dict(self._head_resources)
+        given = {"num_cpus": offered.pop("CPU", 0), "num_gpus": offered.pop("GPU", 0)}
+        for name in ("memory", "object_store_memory"):
+            if name in offered:
+                given[name] = offered.pop(name)
+        self._cluster = cluster = Cluster(True, head_node_args={**given, "resources": offered})
+        address = str(cluster.address)
+        kinds = [
+            NodeKind(
+                name, one.get("resources", {}), one.get("min_workers", 0), one.get("max_workers", 10),
+                one.get("labels", {}),
+            )
+            for name, one in self._types.items()
+        ]  # fmt: skip
+        provider = LocalProvider(address, cluster._token)
+        scaler = Autoscaler(
+            provider, kinds, address, token=cluster._token, max_nodes=self._max_nodes, idle_s=self._idle_s,
+            speed=self._speed,
+        )  # fmt: skip
+        self._running = (scaler.__enter__(), provider)
+
+    def shutdown(self) -> None:
+        """End everything. Does nothing the second time."""
+        if self._running is not None:
+            scaler, provider = self._running
+            scaler.stop()
+            provider.close()
+            self._running = None
+        if self._cluster is not None:
+            self._cluster.shutdown()
+            self._cluster = None
 
 
 def _alive(pid: int) -> bool:

@@ -14,7 +14,7 @@ from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray.autoscaler import HANDLE_LABEL, TYPE_LABEL, Autoscaler, LocalProvider, NodeKind
 from miniray.autoscaler.autoscaler import Decision
-from miniray.cluster_utils import Cluster
+from miniray.cluster_utils import AutoscalingCluster, Cluster
 from miniray.util.placement_group import placement_group, remove_placement_group
 from tests.system.support import Effects, eventually
 from tests.system.test_head_restarts import Cluster as MortalHead
@@ -218,3 +218,22 @@ def test_nodes_that_a_new_head_awaits_are_counted_on_and_those_that_died_are_let
     scaler.look()
     scaler.look()
     assert provider.stopped == ["awaited", "other"], "each once"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_rays_autoscaling_cluster_grows_and_shrinks() -> None:
+    kinds = {"small": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 2}}
+    cluster = AutoscalingCluster({"CPU": 0}, kinds, autoscaler_v2=True, idle_timeout_minutes=0.02)
+    assert cluster.address is None
+    cluster.start()
+    try:
+        miniray.init(cluster.address)
+        node = miniray.remote(num_cpus=2)(lambda: miniray.get_runtime_context().get_node_id())
+        head = miniray.get_runtime_context().get_node_id()
+        assert head not in miniray.get([node.remote() for _ in range(4)])
+        eventually(lambda: "CPU" not in miniray.cluster_resources(), within_s=200)
+    finally:
+        miniray.shutdown()
+        cluster.shutdown()
+        cluster.shutdown()
