@@ -475,6 +475,7 @@ class CoreWorker:
 
     def ref_if_known(self, oid: bytes) -> ObjectRef[Any] | None:
         """One more reference of an object that this process has one of."""
+        self.collect_released()
         with self.lock:
             ref: ObjectRef[Any] | None = self._records.known(oid)
             return ref
