@@ -254,8 +254,9 @@ class BulkReader:
         offsets = deque(range(start + PART_BYTES, size, PART_BYTES))
         streams = min(self._streams - 1, len(offsets))
         if header.partial:  # its first missing byte is the next for all
-            await self._receive(address, sock, header, landing, (start, start + PART_BYTES))
-            await self._read_parts(address, request, landing, offsets)
+            await _together([
+                self._receive(address, sock, header, landing, (start, start + PART_BYTES)),
+                self._read_rest(address, request, landing, start + PART_BYTES)])
             return
         await _together([
             self._receive(address, sock, header, landing, (start, start + PART_BYTES)),
@@ -266,13 +267,24 @@ class BulkReader:
         """Read the parts at `offsets`, one after the other, until some stream has begun each."""
         while offsets:
             offset = offsets.popleft()
-            sock, header = await self._open(address, _part_of(request, offset))
-            changed = header.total_size != len(landing) or header.version != landing.version
-            if header.HasField("failure") or changed:
-                self._let_go(sock)
-                raise ConnectionError(f"the source has changed its mind: {header.failure.message}")
-            end = min(offset + PART_BYTES, len(landing))
-            await self._receive(address, sock, header, landing, (offset, end))
+            part = _part_of(request, offset)
+            await self._read_more(address, part, landing, min(offset + PART_BYTES, len(landing)))
+
+    async def _read_rest(self, address: Address, request: raylet_pb2.FetchRequest, landing: Landing,
+                         offset: int) -> None:
+        """In one stream, which the source opens beside the first: it knows the reader."""
+        rest = _part_of(request, offset)
+        rest.ClearField("length")
+        await self._read_more(address, rest, landing, len(landing))
+
+    async def _read_more(self, address: Address, request: raylet_pb2.FetchRequest, landing: Landing,
+                         end: int) -> None:
+        sock, header = await self._open(address, request)
+        changed = header.total_size != len(landing) or header.version != landing.version
+        if header.HasField("failure") or changed:
+            self._let_go(sock)
+            raise ConnectionError(f"the source has changed its mind: {header.failure.message}")
+        await self._receive(address, sock, header, landing, (request.offset, end))
 
     async def _open(
         self, address: Address, request: raylet_pb2.FetchRequest

@@ -764,6 +764,7 @@ async def passing(
 ) -> AsyncIterator[tuple[Place, Place]]:
     """(here, middle): `here` fetches from `middle`."""
     monkeypatch.setattr(bulk, "PART_BYTES", MIB)
+    monkeypatch.setattr(objects, "HELD_S", 60.0)
     here, middle = Place(tmp_path, b"a"), Place(tmp_path, b"b")
     wires = Wires(here, middle, "chunks" if request.param == "chunks" else "bulk")
     if request.param == "striped":
@@ -810,6 +811,7 @@ async def test_a_part_whose_source_is_lost_ends_with_those_that_read_it(passing:
     await eventually(lambda: here.node.transfer.arrived(oid(1)) > 0)
     source.stop(ConnectionError("it was unplugged"))
     assert (await middle.next())[4].kind == common.NODE_DIED
+    middle.node.transfer.pulls.clear()
     middle.objects.stop_fetch(StopFetch(oid(1)))
     assert (await here.next())[4].kind == common.NODE_DIED
     assert here.store.get(oid(1)) is None and middle.store.get(oid(1)) is None
@@ -831,6 +833,7 @@ async def test_bytes_of_another_making_are_not_added_to_those_that_came(passing:
     await eventually(lambda: here.node.transfer.arrived(oid(1)) > 0)
     source.stop(ConnectionError("it was unplugged"))
     await middle.next()
+    middle.node.transfer.pulls.clear()
     middle.objects.stop_fetch(StopFetch(oid(1)))
     assert (await here.next())[4].kind == common.NODE_DIED
     middle.put(1, second)
@@ -859,6 +862,7 @@ async def test_who_is_ahead_does_not_wait_for_one_who_is_behind(
     await source.opened.wait()
     source.give(0, MIB)
     assert (await read(MIB)).header.failure.kind == common.UNAVAILABLE, "it may wait for us"
+    monkeypatch.setattr(objects, "HELD_S", 60.0)
     served = await read(MIB - 1)
     source.give(MIB, 2 * MIB)
     assert served.header.partial and await served.ready(0) == MIB + 1
