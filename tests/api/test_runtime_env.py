@@ -43,7 +43,8 @@ def project(tmp_path):
 @ray.remote
 def look():
     found = {}
-    for directory, _, names in os.walk("."):
+    for directory, below, names in os.walk("."):
+        below[:] = [name for name in below if name != "__pycache__"]
         for name in names:
             found[os.path.relpath(os.path.join(directory, name))] = True
     return os.getcwd(), sorted(found)

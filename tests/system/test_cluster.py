@@ -43,6 +43,9 @@ class Three:
     def living(self) -> int:
         return sum(node["Alive"] for node in self.ray.nodes())
 
+    def has(self, node_id: str) -> bool:
+        return any(node["Alive"] and node["NodeID"] == node_id for node in self.ray.nodes())
+
     def on(self, name: str, **options: Any) -> dict[str, Any]:
         """Options that place something on a node."""
         return {"resources": {name: 0.1}, **options}
@@ -611,12 +614,12 @@ def test_what_only_a_drained_node_has_goes_to_another_before_it_leaves(three: Th
         return np.random.default_rng(seed).integers(0, 255, 8 * MB, np.uint8)
 
     node = three.add("leaver")
-    eventually(lambda: three.living() == 4)
+    eventually(lambda: three.has(node.node_id))
     made = ray.remote(make).options(max_retries=0, **three.on("leaver"))  # so it cannot be made anew
     refs = [made.remote(seed) for seed in range(3)]
     assert len(ray.wait(refs, num_returns=3, timeout=60, fetch_local=False)[0]) == 3
     api.connected_worker().request("drain", gcs_pb2.DrainRequest(
         node_id=bytes.fromhex(node.node_id), deadline_s=120.0, reason="new disks"))
-    eventually(lambda: three.living() == 3)
+    eventually(lambda: not three.has(node.node_id))
     for seed, ref in enumerate(refs):
         assert np.array_equal(ray.get(ref, timeout=60), make(seed))
