@@ -127,6 +127,8 @@ class RunFolder:
             os.close(self._lock)
             raise
         self._sweep()
+        if not (path / STATE).exists():
+            self.save()     # a run from now on, though killed before its first checkpoint
 
     @classmethod
     def read(cls, path: Path) -> RunFolder:

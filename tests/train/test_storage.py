@@ -142,6 +142,12 @@ def test_two_drivers_cannot_train_in_one_folder(path: Path) -> None:
     RunFolder(path).close()
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_is_one(path: Path) -> None:
+    RunFolder(path).close()
+    found = Result.from_path(path)
+    assert found.checkpoint is None and found.metrics is None and found.error is None
+
+
 def test_a_damaged_state_is_said_and_not_overwritten(path: Path) -> None:
     path.mkdir()
     (path / STATE).write_text("{")
