@@ -57,6 +57,7 @@ def test_the_future_of_an_object_elsewhere(ray_start_cluster):
     assert [make.remote().future().result(timeout=60).sum() for _ in range(3)] == [1_000_000] * 3
 
 
+@pytest.mark.slow
 def test_tasks_whose_arguments_fit_only_one_at_a_time_all_run(ray_start_cluster):
     cluster = ray_start_cluster
     size, count = 10_000_000, 6

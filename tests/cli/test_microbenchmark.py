@@ -73,6 +73,7 @@ def ray_by_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{root}")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_by_another_name")
 def test_two_engines_are_compared_by_ratios() -> None:
     arguments = (*QUICK, "--only", "put 1", "--against", "ray", "--ray-python", sys.executable)
@@ -94,6 +95,7 @@ def test_an_engine_that_is_not_there_is_named() -> None:
     assert "ray: " in result.output and "No module named 'ray'" in result.output
 
 
+@pytest.mark.slow
 def test_a_baseline_is_recorded_and_gates(tmp_path: Path) -> None:
     path = tmp_path / "baseline.jsonl"
     arguments = (*QUICK, "--only", "put 1 KB", "--baseline", str(path))

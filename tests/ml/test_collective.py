@@ -82,6 +82,7 @@ def test_every_operation_among_three():
     assert found[1]["reduce"] == [3]
 
 
+@pytest.mark.slow
 def test_a_group_is_left_and_made_again_under_its_name():
     actors = members(2)
 
@@ -96,6 +97,7 @@ def test_a_group_is_left_and_made_again_under_its_name():
     on_each(actors, leave)
 
 
+@pytest.mark.slow
 def test_a_declared_group_is_joined_at_the_first_operation():
     name = f"declared-{uuid.uuid4().hex}"
     actors = [Member.remote() for _ in range(2)]
@@ -111,6 +113,7 @@ def test_a_declared_group_is_joined_at_the_first_operation():
     assert on_each(actors, summed) == [(2.0, 1), (2.0, 0)]
 
 
+@pytest.mark.slow
 def test_two_groups_of_one_process_do_not_mix():
     names = [uuid.uuid4().hex for _ in range(2)]
     actors = members(2, names[0])

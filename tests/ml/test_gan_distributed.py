@@ -99,6 +99,7 @@ def test_a_resumed_run_ends_as_the_unbroken_one(
     assert digests[0] == digests[1]
 
 
+@pytest.mark.slow
 def test_images_are_the_same_for_any_number_of_workers(
     trained: tuple[Path, str], tmp_path: Path, no_cluster_named: None
 ) -> None:
@@ -172,7 +173,7 @@ class TestWays:
 
     @pytest.mark.parametrize(
         "strategy",
-        [pytest.param(one, marks=pytest.mark.slow if one == "average" else ()) for one in STRATEGIES],
+        [pytest.param(one, marks=() if one == "momentum" else pytest.mark.slow) for one in STRATEGIES],
     )
     def test_a_cluster_computes_what_one_process_would(self, strategy: str, tmp_path: Path) -> None:
         images = data.load("synthetic:67", seed=5).images  # 4 steps an epoch, the last one smaller

@@ -316,6 +316,7 @@ def garbage(rng: random.Random) -> bytes:
     return b"GET / HTTP/1.1\r\n" + noise
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("working")
 def test_ten_thousand_malformed_messages_change_nothing(cluster: Cluster) -> None:
     rng = random.Random(7)

@@ -134,6 +134,7 @@ def test_what_no_node_can_run_is_said_at_once(three: Three, ray: Any) -> None:
 # ---- objects
 
 
+@pytest.mark.slow
 def test_a_256_mb_array_made_on_one_node_is_read_on_another(three: Three, ray: Any) -> None:
     @ray.remote
     def make() -> Any:
