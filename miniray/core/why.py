@@ -35,7 +35,8 @@ def chain(owner: Owner, entry: ObjectEntry, now: float | None = None) -> list[st
 
 def trace(owner: Owner, entry: ObjectEntry, now: float | None = None) -> tuple[list[str], bytes]:
     """The chain as far as this process knows it, and what another process knows more of: a task that
-    was sent to a worker, an actor that is not alive, an object of another owner; b"" for nothing."""
+    was sent to a worker, an actor that is not alive, a placement group, an object of another owner; b"" for
+    nothing."""
     links: list[str] = []
     seen: dict[bytes, None] = {}
     while len(links) < LINKS:
@@ -63,13 +64,21 @@ def _elsewhere(record: TaskRecord) -> bytes:
     client: ActorClient | None = record.client
     if record.state == PUSHED:
         return record.id
-    if client is None or client.state == DEAD:
+    if client is None:
+        return _group_of(record)
+    if client.state == DEAD:
         return b""
     if client.state != ALIVE:
         return client.id
     head = client.queue[0] if client.queue else record
     missing = next((one for one in head.dependencies or () if not one.ready), None)
     return missing.id if missing is not None else b""
+
+
+def _group_of(record: TaskRecord) -> bytes:
+    """The placement group in which a task is to run: the head knows why it is not there."""
+    strategy = getattr(record.template, "strategy", None)
+    return strategy.bundle.placement_group_id if strategy is not None else b""
 
 
 def _foreign(owner: Owner, entry: ObjectEntry) -> str:

@@ -55,7 +55,10 @@ class PlacementGroup:
             from miniray import api
 
             return api.put(self)
-        ready: ObjectRef[PlacementGroup] = _ready_task().remote(self)
+        from miniray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        inside = PlacementGroupSchedulingStrategy(self, placement_group_capture_child_tasks=False)
+        ready: ObjectRef[PlacementGroup] = _ready_task().options(scheduling_strategy=inside).remote(self)
         return ready
 
     def wait(self, timeout_seconds: float = 30) -> bool:
@@ -147,17 +150,16 @@ _ready: Any = None
 
 
 def _ready_task() -> Any:
-    """The task behind `PlacementGroup.ready`: takes no resources, waits, returns the group."""
+    """The task behind `PlacementGroup.ready`: it runs inside the group, so it waits as groups' tasks do.
+
+    Waiting costs no process that way, however many groups are asked for; it takes no resources.
+    """
     global _ready
     if _ready is None:
         from miniray.decorator import remote
 
         @remote(num_cpus=0, max_retries=-1, name="placement_group.ready")
         def ready(group: PlacementGroup) -> PlacementGroup:
-            if not _wait(group.id.binary(), None):
-                from miniray.exceptions import TaskPlacementGroupRemoved
-
-                raise TaskPlacementGroupRemoved
             return group
 
         _ready = ready

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 from owner_rig import ME, W1, W2, W3, Rig, failed, stored
 
+from miniray._proto import common_pb2 as pb
 from miniray.core import ids, why
 
 
@@ -30,6 +31,17 @@ def test_a_chain_runs_from_what_is_wanted_to_what_it_waits_for() -> None:
         f"task b waits for argument {rig.entries['a'].id.hex()}",
         "task a waits for a worker", "waiting for GPU: 1 needed, at most 0 free on n1",
     ]  # fmt: skip
+
+
+def test_the_head_is_asked_about_the_group_in_which_a_task_waits() -> None:
+    rig = Rig()
+    group = bytes(range(18))
+    strategy = pb.SchedulingStrategy(bundle=pb.BundleChoice(placement_group_id=group))
+    rig.template("f").strategy = strategy
+    rig.submit("a")
+    assert why.explain(rig.owner, rig.now, rig.entries["a"].id).next == group
+    rig.grant(1, W1)
+    assert why.explain(rig.owner, rig.now, rig.entries["a"].id).next == rig.entries["a"].task.id
 
 
 def test_a_long_chain_is_cut_and_says_so() -> None:

@@ -1,6 +1,6 @@
 """A placement group that needs more nodes than there are, and a get of its ready().
 
-names: waits for placement group
+names: placement group .* waits for room
 names: STRICT_SPREAD needs 2 nodes
 """
 
