@@ -142,6 +142,7 @@ async def test_who_listens_and_says_nothing_is_given_up(monkeypatch: pytest.Monk
             await rpc.dial_tunnel(f"127.0.0.1:{silent.getsockname()[1]}", TOKEN, A)
 
 
+@pytest.mark.slow
 async def test_a_head_far_away_is_reached(head: Gcs) -> None:
     """300 ms each way: every stream begins with a connection, which takes its time."""
 

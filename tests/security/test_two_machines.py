@@ -112,6 +112,7 @@ socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(bytes.fromhex(marker), (
     until(lambda: marker in machines["sniffer"].heard())
 
 
+@pytest.mark.slow
 def test_a_port_scan_finds_three_ports_and_none_answers_a_stranger(machines: dict[str, Any]) -> None:
     """The head's, and the two of the node beside it; each closes on whoever does not speak TLS."""
     scan = """

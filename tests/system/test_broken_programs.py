@@ -18,7 +18,7 @@ import pytest
 
 PROGRAMS = sorted((Path(__file__).parent / "broken").glob("*.py"))
 DEADLINE_S = 60.0
-PATIENT = {"deadlock_ends_in_a_timeout"}
+PATIENT = {"deadlock_ends_in_a_timeout", "head_that_was_killed"}
 """These wait for a time-out of theirs: in the slow suite."""
 
 
