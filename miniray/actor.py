@@ -100,10 +100,10 @@ class ActorClass(Generic[T]):
         worker = api.connected_worker()
         chosen = self._default_options
         if chosen.get("get_if_exists"):
-            try:
-                return api.get_actor(chosen["name"], chosen.get("namespace"))
-            except ValueError:
-                pass  # there is none yet, or somebody makes it right now: the GCS decides
+            known = api.find_actor(chosen["name"], chosen.get("namespace"))
+            if known is not None:
+                return known
+            # There is none yet, or somebody makes it right now: the GCS decides.
         self.__ray_metadata__.signature.check(args, kwargs)
         template = self._template
         if worker is not self._worker or template is None:

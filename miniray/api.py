@@ -242,19 +242,28 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle[Any]:
         raise ValueError("Please supply a non-empty value to get_actor")
     if namespace is not None:
         check_namespace(namespace)
-    worker = connected_worker()
+    found = find_actor(name, namespace)
+    if found is not None:
+        return found
+    space = connected_worker().namespace if namespace is None else namespace
+    raise ValueError(
+        f"Failed to look up actor with name '{name}'. This could because 1. You are trying to look up "
+        "a named actor you didn't create. 2. The named actor died. 3. You did not use a namespace "
+        f"matching the namespace of the actor (looked in '{space}').{_lookalikes(name, space)}"
+    )
+
+
+def find_actor(name: str, namespace: str | None) -> ActorHandle[Any] | None:
+    """The same for a name and a namespace that are in order; None if there is no such actor."""
     from miniray._proto import gcs_pb2 as gcs
     from miniray.actor import restore_handle
 
+    worker = connected_worker()
     space = worker.namespace if namespace is None else namespace
     try:
         info = worker.request("actor_lookup", gcs.ActorLookup(name=name, namespace=space)).actor
     except ValueError:
-        raise ValueError(
-            f"Failed to look up actor with name '{name}'. This could because 1. You are trying to look up "
-            "a named actor you didn't create. 2. The named actor died. 3. You did not use a namespace "
-            f"matching the namespace of the actor (looked in '{space}').{_lookalikes(name, space)}"
-        ) from None
+        return None
     return restore_handle(info.spec.actor_id, info.spec.handle)
 
 

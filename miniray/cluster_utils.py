@@ -8,6 +8,7 @@ with this process, or node by node with `remove_node`.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import secrets
 import select
@@ -258,7 +259,7 @@ class AutoscalingCluster:
         self._idle_s = 60.0 * idle_timeout_minutes
         self._speed = upscaling_speed
         self._cluster: Cluster | None = None
-        self._running: tuple[Any, Any] | None = None
+        self._ends = contextlib.ExitStack()
 
     @property
     def address(self) -> str | None:
@@ -277,6 +278,7 @@ class AutoscalingCluster:
             if name in offered:
                 given[name] = offered.pop(name)
         self._cluster = cluster = Cluster(True, head_node_args={**given, "resources": offered})
+        self._ends.callback(cluster.shutdown)
         address = str(cluster.address)
         kinds = [
             NodeKind(
@@ -286,22 +288,17 @@ class AutoscalingCluster:
             for name, one in self._types.items()
         ]  # fmt: skip
         provider = LocalProvider(address, cluster._token)
+        self._ends.callback(provider.close)
         scaler = Autoscaler(
             provider, kinds, address, token=cluster._token, max_nodes=self._max_nodes, idle_s=self._idle_s,
             speed=self._speed,
         )  # fmt: skip
-        self._running = (scaler.__enter__(), provider)
+        self._ends.enter_context(scaler)
 
     def shutdown(self) -> None:
         """End everything. Does nothing the second time."""
-        if self._running is not None:
-            scaler, provider = self._running
-            scaler.stop()
-            provider.close()
-            self._running = None
-        if self._cluster is not None:
-            self._cluster.shutdown()
-            self._cluster = None
+        self._ends.close()
+        self._cluster = None
 
 
 def _alive(pid: int) -> bool:

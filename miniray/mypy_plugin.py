@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mypy import errorcodes as codes
-from mypy.nodes import ARG_STAR, ARG_STAR2, Argument, CallExpr, Decorator, FuncDef, TypeInfo, Var
+from mypy.nodes import ARG_STAR, ARG_STAR2, Argument, CallExpr, Decorator, FuncDef, SymbolNode, TypeInfo, Var
 from mypy.plugin import AttributeContext, ClassDefContext, MethodSigContext, Plugin
 from mypy.plugins.common import add_method_to_class
 from mypy.typeops import bind_self
@@ -137,8 +137,7 @@ def _method(context: AttributeContext, name: str, named: Named) -> Type:
 
 def _signature(actor: Instance, name: str) -> CallableType | None:
     """Of the bound method as it was written. None when it is generic, overloaded or unknown."""
-    symbol = actor.type.get(name)
-    node = symbol.node if symbol is not None else None
+    node = _node(actor.type, name)
     plain = not isinstance(node, Decorator) or all(_is_method_option(one) for one in node.original_decorators)
     function = node.func if isinstance(node, Decorator) and plain else node
     written = get_proper_type(function.type) if isinstance(function, FuncDef) else None
@@ -146,6 +145,11 @@ def _signature(actor: Instance, name: str) -> CallableType | None:
         return None
     bound = bind_self(written, actor)
     return None if bound.variables else bound
+
+
+def _node(info: TypeInfo, name: str) -> SymbolNode | None:
+    symbol = info.get(name)
+    return symbol.node if symbol is not None else None
 
 
 def _is_method_option(decorator: object) -> bool:
@@ -156,8 +160,7 @@ def _is_method_option(decorator: object) -> bool:
 
 def _several(info: TypeInfo, name: str) -> bool:
     """True when `@method(num_returns=…)` decides what a call gives."""
-    symbol = info.get(name)
-    node = symbol.node if symbol is not None else None
+    node = _node(info, name)
     decorators = node.original_decorators if isinstance(node, Decorator) else []
     return any("num_returns" in one.arg_names for one in decorators if isinstance(one, CallExpr))
 

@@ -131,9 +131,8 @@ class Evacuation:
                 continue
             self.moving[object_id] = target
             self._promised[target] = self._promised.get(target, 0) + held.size
-            owner = common.Address(node_id=held.owner[0], worker_id=held.owner[1])
             self.node.out.append(Send(target, raylet_pb2.PeerMessage(take_over=raylet_pb2.TakeOver(
-                object_id=object_id, owner=owner, size=held.size))))
+                object_id=object_id, owner=held.address, size=held.size))))
 
     def _roomiest(self, tried: Container[bytes]) -> bytes | None:
         """The node with most room; one without enough writes to disk what it has."""

@@ -388,9 +388,11 @@ class Leases:
 
     def _victim(self, now: float) -> Grant | None:
         """The lease to ask back now, for an actor or for tasks that have a better claim to it."""
-        for claim in self.claims.standing(now):
+        claims = self.claims.standing(now)
+        returnable = self._returnable() if claims else {}
+        for claim in claims:
             fits_now = resources.fits(claim.demand, self.resources.available)
-            if not fits_now and resources.fits(claim.demand, self._returnable()):
+            if not fits_now and resources.fits(claim.demand, returnable):
                 victim = self.shares.victim_of_claim(now, claim, self.grants)
                 if victim is not None:
                     return victim

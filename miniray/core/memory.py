@@ -78,6 +78,11 @@ class Held:
     size: int
     owner: Owner = NOBODY
 
+    @property
+    def address(self) -> common.Address:
+        """The owner's, for a message."""
+        return common.Address(node_id=self.owner[0], worker_id=self.owner[1])
+
 
 UNKNOWN = Held(0)
 
@@ -176,7 +181,7 @@ class Memory:
             self.out.append(DropSpilled(gone_from_disk))
         self.disk_full = ""
         if self.rooms:
-            self._survey()
+            self.survey()
 
     def owner_gone(self, now: float, node_id: bytes, worker_id: bytes) -> None:
         """A worker, or with `worker_id` b"" a whole node, has ended: what it owned goes.
@@ -197,7 +202,7 @@ class Memory:
     def job_ended(self, job_id: bytes, keep: dict[bytes, None]) -> None:
         """Objects of the job go, but those made or owned by the workers in `keep`."""
         self.ended_jobs[job_id] = keep
-        self._survey()
+        self.survey()
 
     def _sweep_jobs(self, now: float, survey: Survey) -> bool:
         """Free what ended jobs left. True when the survey is out of date by that."""
@@ -229,18 +234,18 @@ class Memory:
             self._answer(now, room, store_refusals.never_fits(room.object_id, room.size, self.capacity))
             return
         self.rooms.append(room)
-        self._survey()
+        self.survey()
 
     def client_gone(self, worker_id: bytes) -> None:
         """Its pins and unsealed objects were given back by the shell before this call."""
         self.rooms = [room for room in self.rooms if room.worker_id != worker_id]
         if self.rooms:
-            self._survey()
+            self.survey()
 
     def usage_seen(self, used: int) -> None:
         """The periodic look at the store: start spilling ahead of need."""
         if used > SPILL_FROM * self.capacity and not self.spilling and not self.disk_full:
-            self._survey()
+            self.survey()
 
     def garbage_due(self, now: float, used: int) -> bool:
         """Is it time to have every client collect its garbage? Then not again for a while."""
@@ -251,9 +256,6 @@ class Memory:
 
     def survey(self) -> None:
         """Have the shell take stock; others look at the answer, too."""
-        self._survey()
-
-    def _survey(self) -> None:
         if not self.surveying:
             self.surveying = True
             self.out.append(SurveyStore())
@@ -265,7 +267,7 @@ class Memory:
         for item in survey.objects:
             item.primary = item.primary or item.object_id in self.adopted
         if self._sweep_jobs(now, survey):
-            self._survey()
+            self.survey()
             return
         objects = [o for o in survey.objects if o.sealed and not o.deleting and not o.pinned]
         if not self.rooms:
@@ -298,7 +300,7 @@ class Memory:
             for object_id in victims:
                 self._evicted(now, object_id)
             self.out.append(DeleteObjects(victims))
-            self._survey()
+            self.survey()
             return
         if self.spilling:
             return  # more room is on its way
@@ -312,7 +314,7 @@ class Memory:
                 one.object_id, one.size, survey, self.client_name, one.wait_s - max(0.0, one.deadline - now),
                 self.disk_full))
         if late and self.rooms:
-            self._survey()
+            self.survey()
         elif self.rooms:
             self.retry_at = now + RETRY_S
 
@@ -329,7 +331,7 @@ class Memory:
         if held.owner != NOBODY:
             self.relay.location_changed(worker_pb2.LocationUpdate(
                 object_id=object_id, node_id=self.relay.node_id, removed=True, reason=why,
-                owner=common.Address(node_id=held.owner[0], worker_id=held.owner[1])))
+                owner=held.address))
 
     def _answer(self, now: float, room: Room, failure: common.Failure | None) -> None:
         if room.on_done is not None:
@@ -399,7 +401,7 @@ class Memory:
         if orphans:
             self.out.append(DropSpilled(orphans))
         if self.rooms:
-            self._survey()
+            self.survey()
 
     # ---- restoring ----
 
@@ -476,7 +478,7 @@ class Memory:
         """Look again whether pins have gone."""
         if self.retry_at is not None and self.retry_at <= now:
             self.retry_at = None
-            self._survey()
+            self.survey()
 
     def check(self) -> None:
         """A waiting request always has a next step under way."""

@@ -317,8 +317,7 @@ class Node:
             self.transfer.take_over_requested(now, node_id, message)
             return
         failure = common.Failure(kind=common.UNAVAILABLE, message="it is leaving, too")
-        self.out.append(Send(node_id, raylet_pb2.PeerMessage(
-            taken_over=raylet_pb2.TakenOver(object_id=message.object_id, failure=failure))))
+        self.transfer.tell_taken_over(node_id, message.object_id, failure)
 
     def peer_lost(self, now: float, node_id: bytes, failure: common.Failure) -> None:
         """Another node has died."""

@@ -351,13 +351,14 @@ class Transfer:
                 object_id=pull.object_id, node_id=self.node_id, size=pull.size, owner=pull.owner))
         for worker_id, request_id in pull.waiters:
             if request_id == TAKE_OVER:
-                self._taken_over(worker_id, pull.object_id, failure)
+                self.tell_taken_over(worker_id, pull.object_id, failure)
                 continue
             reply = worker_pb2.PullReply(request_id=request_id, object_id=pull.object_id, failure=failure,
                                          failed_nodes=list(pull.failed))
             self.out.append(to_client(worker_id, pull=reply))
 
-    def _taken_over(self, node_id: bytes, object_id: bytes, failure: common.Failure | None) -> None:
+    def tell_taken_over(self, node_id: bytes, object_id: bytes, failure: common.Failure | None) -> None:
+        """Answer a node that leaves: its copy is kept here now, or it is not."""
         if failure is None:
             self.memory.copy_adopted(object_id)
         self.out.append(Send(node_id, raylet_pb2.PeerMessage(

@@ -24,8 +24,9 @@ from typing import Any
 
 from miniray import api
 from miniray.experimental.progress_bars import Bar, drawn, erased
+from miniray.runtime import log_stream
 
-MAGIC = "__ray_tqdm_magic_token__"
+MAGIC = log_stream.PROGRESS.decode()
 """Marks a line of output that is a state of a bar."""
 
 BARS_OF_A_PROCESS = 100
@@ -186,6 +187,15 @@ class BarManager:
                 self._drawn_at = float("-inf")
                 self._redraw()
 
+    @contextlib.contextmanager
+    def room(self) -> Iterator[None]:
+        """Bars are hidden meanwhile."""
+        self.hide_bars()
+        try:
+            yield
+        finally:
+            self.unhide_bars()
+
     def _erase(self) -> None:
         if self._drawn_lines:
             _write(erased(self._drawn_lines))
@@ -242,12 +252,8 @@ def instance() -> BarManager:
 
 def safe_print(*values: Any, **options: Any) -> None:
     """`print` that does not run into the bars."""
-    manager = instance()
-    manager.hide_bars()
-    try:
+    with instance().room():
         print(*values, **options)
-    finally:
-        manager.unhide_bars()
 
 
 _TYPES: dict[str, Any] = {

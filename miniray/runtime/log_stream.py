@@ -114,19 +114,10 @@ class Deduplicator:
         return line._replace(text=text)
 
 
-@contextlib.contextmanager
-def _room() -> Iterator[None]:
+def _room() -> contextlib.AbstractContextManager[None]:
     """Progress bars, if there are any, make room meanwhile."""
     progress = sys.modules.get("miniray.experimental.tqdm_ray")
-    if progress is None:
-        yield
-        return
-    bars = progress.instance()
-    bars.hide_bars()
-    try:
-        yield
-    finally:
-        bars.unhide_bars()
+    return progress.instance().room() if progress is not None else contextlib.nullcontext()
 
 
 class Sink:

@@ -368,7 +368,7 @@ class Objects:
         """Encoded; b"" when nobody has told us."""
         held = self._node.memory.held.get(object_id)
         if held is not None and held.owner != NOBODY:
-            return common.Address(node_id=held.owner[0], worker_id=held.owner[1]).SerializeToString()
+            return held.address.SerializeToString()
         pull = self._node.transfer.pulls.get(object_id)
         return pull.owner.SerializeToString() if pull is not None else b""
 

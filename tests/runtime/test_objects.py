@@ -798,9 +798,8 @@ async def test_what_has_come_is_passed_on_before_the_rest_is_there(passing: tupl
     assert middle.store.stats()["pinned_bytes"] == 0
 
 
-async def test_a_part_whose_source_is_lost_ends_with_those_that_read_it(passing: tuple[Place, Place]) -> None:
-    here, middle = passing
-    data = os.urandom(3 * MIB)
+async def lose_source_midway(here: Place, middle: Place, data: bytes) -> None:
+    """`here` reads from `middle` what that reads from a source that breaks off after a MiB."""
     source = Slow(data)
     middle.objects.fetch_port = source.fetch
     pulls(middle, 1, len(data))
@@ -810,6 +809,11 @@ async def test_a_part_whose_source_is_lost_ends_with_those_that_read_it(passing:
     here.objects.start_fetch(StartFetch(oid(1), middle.node.node_id))
     await eventually(lambda: here.node.transfer.arrived(oid(1)) > 0)
     source.stop(ConnectionError("it was unplugged"))
+
+
+async def test_a_part_whose_source_is_lost_ends_with_those_that_read_it(passing: tuple[Place, Place]) -> None:
+    here, middle = passing
+    await lose_source_midway(here, middle, os.urandom(3 * MIB))
     assert (await middle.next())[4].kind == common.NODE_DIED
     middle.node.transfer.pulls.clear()
     middle.objects.stop_fetch(StopFetch(oid(1)))
@@ -823,15 +827,7 @@ async def test_a_part_whose_source_is_lost_ends_with_those_that_read_it(passing:
 async def test_bytes_of_another_making_are_not_added_to_those_that_came(passing: tuple[Place, Place]) -> None:
     here, middle = passing
     first, second = os.urandom(3 * MIB), os.urandom(3 * MIB)
-    source = Slow(first)
-    middle.objects.fetch_port = source.fetch
-    pulls(middle, 1, len(first))
-    middle.objects.start_fetch(StartFetch(oid(1), b"z" * 28))
-    await source.opened.wait()
-    source.give(0, MIB)
-    here.objects.start_fetch(StartFetch(oid(1), middle.node.node_id))
-    await eventually(lambda: here.node.transfer.arrived(oid(1)) > 0)
-    source.stop(ConnectionError("it was unplugged"))
+    await lose_source_midway(here, middle, first)
     await middle.next()
     middle.node.transfer.pulls.clear()
     middle.objects.stop_fetch(StopFetch(oid(1)))
