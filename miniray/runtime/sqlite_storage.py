@@ -62,6 +62,7 @@ class SqliteStorage:
         try:
             make_private(os.path.dirname(os.path.abspath(path)))
             if not os.path.exists(path):
+                _require_that_none_was(path)
                 _make(path)
             if os.path.getsize(path) == 0:
                 raise StorageCorrupted(_damaged(path, "it is empty, and was not made so"))
@@ -226,6 +227,18 @@ def last_epoch(path: str) -> int | None:
     return None
 
 
+def _require_that_none_was(path: str) -> None:
+    """Nobody moves a database away and leaves what stands beside it: then it was lost, and is missed."""
+    with contextlib.suppress(FileNotFoundError), open(path + "-acknowledged", "rb") as counter:
+        counted = counter.read(_COUNT.size)
+        if len(counted) == _COUNT.size and any(counted):
+            raise StorageCorrupted(
+                f"the head's database {path} is missing, and had {_COUNT.unpack(counted)[0]} acknowledged "
+                f"writes according to {path}-acknowledged: put it back with its -wal file, or remove what "
+                "is left beside it to begin with nothing"
+            )
+
+
 def _make(path: str) -> None:
     """A new, empty database that comes into being whole."""
     draft = f"{path}-new-{os.getpid()}"
@@ -244,7 +257,7 @@ def _make(path: str) -> None:
             connection.execute("COMMIT")
         finally:
             connection.close()
-        for leftover in ("-acknowledged", "-wal", "-shm"):    # of a file that was moved away
+        for leftover in ("-acknowledged", "-wal", "-shm"):    # of a file that had nothing in it
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path + leftover)
         with contextlib.suppress(FileExistsError):      # another head was first: its file is as good

@@ -115,6 +115,20 @@ def test_acknowledged_writes_that_went_with_the_wal_are_missed(tmp_path: Path) -
     assert len(SqliteStorage(str(path)).load()) == 20, "with its log it is whole"
 
 
+def test_a_file_that_was_removed_is_missed_and_not_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "gcs.db"
+    killed(path, 20)
+    path.rename(tmp_path / "kept.db")
+    error = refused(path)
+    assert isinstance(error, st.StorageCorrupted) and "is missing, and had" in str(error)
+    assert not path.exists()
+    (tmp_path / "kept.db").rename(path)
+    assert len(SqliteStorage(str(path)).load()) == 20, "the refusal has left the log beside it alone"
+    for part in tmp_path.glob("gcs.db*"):
+        part.unlink()
+    assert SqliteStorage(str(path)).load() == []
+
+
 def test_foreign_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_bytes(b"this is not a database at all, and long enough to be read" * 20)
