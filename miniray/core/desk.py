@@ -39,6 +39,14 @@ class Answer:
     reply: gcs.ControlReply
 
 
+@dataclass(slots=True)
+class WrongTables:
+    """A node belongs to a cluster whose tables these are not: the head must end before it answers anybody."""
+
+    node_id: bytes
+    hostname: str
+
+
 class Desk:
     """The outbox of the GCS and the small things every machine of it needs."""
 

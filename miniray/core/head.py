@@ -29,7 +29,7 @@ from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core.actors import Actors
 from miniray.core.census import HeadCensus
-from miniray.core.desk import Answer, Desk, short
+from miniray.core.desk import Answer, Desk, WrongTables, short
 from miniray.core.events import TYPICAL_ROW_BYTES, EventStore
 from miniray.core.jobs import Jobs
 from miniray.core.kv import KeyValues
@@ -39,7 +39,7 @@ from miniray.core.pubsub import PubSub
 from miniray.core.questions import Questions
 from miniray.core.requests import Requests
 
-__all__ = ["Answer", "Head", "HeadOptions"]
+__all__ = ["Answer", "Head", "HeadOptions", "WrongTables"]
 
 
 @dataclass(slots=True, frozen=True)
@@ -56,6 +56,8 @@ class HeadOptions:
     config: str = ""
     """JSON of the cluster-wide knobs, handed to every raylet."""
     version: str = ""
+    tables_are_kept: bool = False
+    """Whoever runs this head keeps its tables: nodes of another cluster mean that these are the wrong ones."""
 
 
 REUNION_S = 60.0
@@ -69,6 +71,8 @@ class Head:
         options = self.options = options or HeadOptions()
         desk = self.desk = Desk(rng, options.wall_offset)
         self.cluster_id = b""
+        """Empty while the tables are salvaged ones that have lost it: the first node tells."""
+        self.has_given_up = False
         self.pubsub = PubSub(desk, options.epoch)
         self.members = Members(desk, self.pubsub, options.timing)
         self.jobs = Jobs(desk, self.pubsub)
@@ -102,9 +106,8 @@ class Head:
             tables.setdefault(table, {})[key] = value
         meta = tables.get("meta", {})
         self.cluster_id = meta.get(b"cluster_id", b"")
-        if not self.cluster_id:
-            self.cluster_id = self.desk.rng.randbytes(16)
-            self.desk.persist("meta", b"cluster_id", self.cluster_id)
+        if not tables:
+            self._belong_to(self.desk.rng.randbytes(16))
         if b"next_job" in meta:
             self.jobs.restore_next(meta[b"next_job"])
         for value in tables.get("node", {}).values():
@@ -119,6 +122,10 @@ class Head:
         for key, value in tables.get("kv", {}).items():
             self.kv.restore(key, value)
         self.requests.restore(tables.get("reply", {}))
+
+    def _belong_to(self, cluster_id: bytes) -> None:
+        self.cluster_id = cluster_id
+        self.desk.persist("meta", b"cluster_id", cluster_id)
 
     # ---- nodes
 
@@ -139,6 +146,8 @@ class Head:
 
     def node_message(self, now: float, node_id: bytes, message: gcs.NodeMessage) -> None:
         """One message of a raylet, in order."""
+        if self.has_given_up:
+            return
         kind = message.WhichOneof("body")
         refusal = self.members.refusal(node_id)
         if refusal:
@@ -162,9 +171,17 @@ class Head:
             handler(self, now, member, getattr(message, kind))
 
     def _node_registered(self, now: float, node_id: bytes, message: gcs.NodeRegister) -> None:
+        if not self.cluster_id:
+            self._belong_to(message.cluster_id or self.desk.rng.randbytes(16))
         refusal = ""
         if message.info.node_id != node_id:
             refusal = f"node {short(node_id)} registers as {short(message.info.node_id)}"
+        elif self._is_stranger(message):
+            if not any(member.registered for member in self.members.living.values()):
+                self.has_given_up = True
+                self.desk.out.append(WrongTables(node_id, message.info.hostname))
+                return
+            refusal = "it belongs to another cluster: end it, and start it again to let it join this one"
         answer = gcs.NodeRegistered(
             accepted=not refusal,
             refusal=refusal,
@@ -194,6 +211,10 @@ class Head:
                 if owner not in alive:
                     self.actors.owner_died(now, owner, "it ended while the head was away")
         self.placement.node_registered(now, node_id, message.bundles)
+
+    def _is_stranger(self, message: gcs.NodeRegister) -> bool:
+        """A node that knows other tables than these, where those should be here."""
+        return self.options.tables_are_kept and message.cluster_id not in (b"", self.cluster_id)
 
     def _on_heartbeat(self, now: float, member: Member, message: gcs.Heartbeat) -> None:
         freed = self.members.heartbeat(now, member, message)

@@ -99,6 +99,7 @@ class Node:
         self.placements_seen = 0
         """CreateActor and BundleRequest messages of this epoch: what `available` reflects."""
         self.accepted = False
+        self.cluster_id = b""
         self.head_heard_at = 0.0
         self.store_bytes_used = 0
         self.drain_at: float | None = None
@@ -121,7 +122,7 @@ class Node:
         register = gcs_pb2.NodeRegister(
             info=self.info, actors=self.hosting.live_actors(), bundles=self.hosting.held_bundles(),
             jobs=list(self.residents.jobs), workers=list(self.pool.workers), workers_listed=True,
-            ended=self.residents.ended_since(self.head_heard_at - UNSAVED_S))
+            ended=self.residents.ended_since(self.head_heard_at - UNSAVED_S), cluster_id=self.cluster_id)
         register.info.available.CopyFrom(resources.to_map(self.resources.available))
         self.tell_head(register=register)
 
@@ -145,6 +146,7 @@ class Node:
             self.out.append(StopNode(f"the GCS refused this node: {message.refusal}", failed=True))
             return
         self.accepted = True
+        self.cluster_id = message.cluster_id
         if message.epoch != self.epoch:
             self.epoch = message.epoch
             self.placements_seen = 0

@@ -46,7 +46,7 @@ GATHER_S = 0.05
 GATHER_LIMIT = 500
 """Publications in one message; more go out before their time."""
 
-_EPOCH_SHIFT = 40
+_EPOCH_SHIFT = 32
 
 Topic = tuple[str, bytes]
 

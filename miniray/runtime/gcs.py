@@ -30,11 +30,11 @@ from typing import TYPE_CHECKING, Any
 from miniray import config
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core.contract import Persist, Send
-from miniray.core.head import Answer, Head, HeadOptions
+from miniray.core.head import Answer, Head, HeadOptions, WrongTables
 from miniray.core.link import STREAM, Link
 from miniray.core.members import Timing
 from miniray.runtime.links import HeadLink, LinkEnd, LinkEvents, Stream
-from miniray.runtime.storage import Change, NoStorage, Storage, StorageError
+from miniray.runtime.storage import Change, NoStorage, Storage, StorageError, wrong_tables
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -95,9 +95,13 @@ class GcsShell:
         storage: Storage,
         *,
         version: str = "",
+        tables_are_kept: bool = False,
         on_fatal: Callable[[StorageError], None] | None = None,
     ) -> GcsShell:
-        """Claim the storage, restore the head from it. Blocks; raises StorageError."""
+        """Claim the storage, restore the head from it. Blocks; raises StorageError.
+
+        `tables_are_kept`: nobody empties the storage; nodes of another cluster mean that it is the wrong one.
+        """
         epoch = storage.claim()
         timing = Timing(config.get("node_silent_s"), config.get("node_refused_s"))
         now = asyncio.get_running_loop().time()
@@ -108,6 +112,7 @@ class GcsShell:
             task_events_kept=config.get("task_events_kept"),
             config=config.overrides(),
             version=version,
+            tables_are_kept=tables_are_kept,
         )
         head = Head(Random(os.urandom(8)), options)
         head.restore(now, storage.load())
@@ -320,6 +325,9 @@ class GcsShell:
                 waiting = self._answers.pop(effect.ticket, None)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(effect.reply)
+            elif kind is WrongTables:
+                self._fail(wrong_tables(effect.hostname, effect.node_id))
+                return
 
     def _look_after_links(self) -> None:
         """Go on with nodes that have caught up; forget the links of dead ones."""

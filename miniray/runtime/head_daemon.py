@@ -54,7 +54,8 @@ async def _serve(options: HeadOptions, directory: str) -> int:
 
     own_file = _own_file(options)
     storage = open_storage(_storage_url(options, own_file))
-    shell = GcsShell.open(storage, on_fatal=fatal)
+    shell = GcsShell.open(
+        storage, tables_are_kept=options.storage not in ("", ":memory:", "none:"), on_fatal=fatal)
     security = HeadSecurity(shell, storage.load(), options.token, directory)
     try:
         _secure(security, options)

@@ -28,6 +28,7 @@ from miniray.runtime.storage import (
     StorageVersion,
     checksum,
     fenced,
+    least_epoch,
     repair_with,
 )
 
@@ -38,6 +39,13 @@ AWAY_S = 10.0
 """So long a server may be away before the head gives up."""
 ON_DISK_MS = 10_000
 _PAUSE_S = 0.1
+
+CLAIM = """
+local epoch = math.max(tonumber(redis.call('HGET', KEYS[1], 'epoch') or '0') + 1, tonumber(ARGV[1]))
+redis.call('HSET', KEYS[1], 'epoch', epoch)
+return epoch
+"""
+"""KEYS: state. ARGV: the least epoch."""
 
 APPLY = """
 if redis.call('HGET', KEYS[2], 'epoch') ~= ARGV[1] then
@@ -119,7 +127,7 @@ class RedisStorage:
 
         def step() -> None:
             self._client.hsetnx(STATE, "format", FORMAT)
-            self._epoch = int(self._client.hincrby(STATE, "epoch", 1))
+            self._epoch = int(self._client.eval(CLAIM, 1, STATE, least_epoch()))
             self._batches = int(self._client.hget(STATE, "batches") or 0)
             self._await_disk()
 

@@ -30,6 +30,7 @@ from miniray.runtime.storage import (
     StorageVersion,
     checksum,
     fenced,
+    least_epoch,
     repair_with,
 )
 
@@ -164,7 +165,7 @@ class SqliteStorage:
         """See `Storage`."""
         try:
             with self._transaction():
-                self._connection.execute("UPDATE state SET epoch = epoch + 1")
+                self._connection.execute("UPDATE state SET epoch = max(epoch + 1, ?)", (least_epoch(),))
                 self._epoch, _ = self._state()
         except UNREADABLE as error:
             raise _explained(self._path, error) from error

@@ -14,9 +14,15 @@ calls it on a writer thread of its own, one batch at a time. Not thread-safe bey
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Iterable
 from typing import Protocol
+
+EPOCHS_BEGAN_S = 1_767_225_600
+"""New year of 2026: an epoch is the upper half of an unsigned number of 64 bits, until 2060."""
+EPOCHS_PER_S = 4
+"""More heads than that cannot be started one after the other."""
 
 Row = tuple[str, bytes, bytes]
 Change = tuple[str, bytes, bytes | None]
@@ -75,8 +81,8 @@ class NoStorage:
     is_blocking = False
 
     def claim(self) -> int:
-        """Always the first epoch."""
-        return 1
+        """Later than that of a head that was here before."""
+        return least_epoch()
 
     def load(self) -> list[Row]:
         """Nothing."""
@@ -153,6 +159,14 @@ def open_storage(url: str) -> Storage:
 REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 
+def least_epoch() -> int:
+    """What the epoch of a head that starts now is at least: above those of heads on other, lost, tables.
+
+    Nodes that know a later head take an earlier one for a late packet, and would wait in silence.
+    """
+    return max(0, int((time.time() - EPOCHS_BEGAN_S) * EPOCHS_PER_S))
+
+
 def checksum(table: str, key: bytes, value: bytes) -> int:
     """What is kept beside a row, so that a flipped bit in any of the three is seen."""
     head = b"%s\0%d\0" % (table.encode(), len(key))
@@ -164,6 +178,15 @@ def repair_with(place: str) -> str:
     return (
         f"`miniray storage check {place}` says more, `miniray storage repair {place}` saves what can be "
         "read; or put a copy back"
+    )
+
+
+def wrong_tables(hostname: str, node_id: bytes) -> StorageForeign:
+    """What a head is told whose tables are not those that its nodes know."""
+    return StorageForeign(
+        f"node {node_id.hex()[:12]} on {hostname} belongs to a cluster of which nothing is in this head's storage: "
+        "it was emptied, or is another one. What runs there goes on. Start the head with the storage of before; to "
+        "begin with nothing, end that node first"
     )
 
 

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,21 @@ def test_the_last_change_of_a_row_in_a_batch_counts(reopen: Factory) -> None:
 
 
 def test_epochs_grow_with_every_claim(reopen: Factory) -> None:
-    first, second = reopen(), reopen()
-    assert first.claim() < second.claim()
-    assert reopen().claim() == 3
+    epochs = [reopen().claim() for _ in range(3)]
+    assert epochs == sorted(set(epochs))
+
+
+def test_heads_on_new_tables_are_later_than_those_on_tables_that_were_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = SqliteStorage(str(tmp_path / "lost.db"))
+    last = [lost.claim() for _ in range(10)][-1]
+    now = time.time() + 10      # so much later, and four a second
+    monkeypatch.setattr(st.time, "time", lambda: now)
+    new = SqliteStorage(str(tmp_path / "new.db")).claim()
+    assert last < new < 1 << 32 and new == st.NoStorage().claim()
+    monkeypatch.setattr(st.time, "time", lambda: now + 1)
+    assert lost.claim() > new, "and those of tables that were found again are later than both"
 
 
 def test_a_head_that_was_taken_over_cannot_write(reopen: Factory) -> None:

@@ -12,6 +12,7 @@ WALL = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetim
 
 READERS = {
     "runtime/gcs.py": "rows of the tables say when something began and ended",
+    "runtime/storage.py": "empty tables count their heads from a number above those of tables that were lost",
     "runtime/node_daemon.py": "a node's row says since when it runs",
     "runtime/census.py": "rows of what runs say since when",
     "runtime/tasklog.py": "rows of tasks say since when",

@@ -176,3 +176,40 @@ def test_nothing_acknowledged_is_lost(storage: tuple[str, RedisServer | None], s
         assert maker.living and maker.waiting and maker.groups, "something was made of everything"
     finally:
         cluster.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_head_whose_tables_are_gone_ends_nothing_but_itself(
+    storage: tuple[str, RedisServer | None], tmp_path: Path
+) -> None:
+    url, server = storage
+    cluster = Cluster(url)
+    try:
+        first = Counter.options(name="first", lifetime="detached").remote()
+        assert ray.get(first.more.remote(), timeout=60) == 1
+        cluster.kill_head()
+        _move_tables(tmp_path, server, away=True)
+        cluster.start_head()
+        eventually(lambda: not alive(cluster.head), "the head with empty tables ends", 60)
+        assert ray.get(first.more.remote(), timeout=60) == 2, "what runs goes on"
+        _move_tables(tmp_path, server, away=False)
+        cluster.start_head()
+        assert ray.get(ray.get_actor("first").more.remote(), timeout=60) == 3
+        ray.kill(first)
+    finally:
+        cluster.close()
+
+
+def _move_tables(directory: Path, server: RedisServer | None, away: bool) -> None:
+    """Take all that is in the storage away, or put it back in place of what is there now."""
+    before, after = ("", "kept-") if away else ("kept-", "")
+    if server is None:
+        for path in directory.glob("head.sqlite*" if away else "kept-head.sqlite*"):
+            path.replace(directory / f"{after}{path.name.removeprefix(before)}")
+        return
+    import redis
+
+    with redis.Redis(unix_socket_path=str(server.socket)) as client:
+        for key in ("miniray:rows", "miniray:state"):
+            client.rename(before + key, after + key)
