@@ -57,7 +57,7 @@ class HeadOptions:
     """JSON of the cluster-wide knobs, handed to every raylet."""
     version: str = ""
     tables_are_kept: bool = False
-    """Whoever runs this head keeps its tables: nodes of another cluster mean that these are the wrong ones."""
+    """Somebody has chosen where they are: a node of another cluster means that they are the wrong ones."""
 
 
 REUNION_S = 60.0
