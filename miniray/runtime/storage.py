@@ -185,8 +185,8 @@ def wrong_tables(hostname: str, node_id: bytes) -> StorageForeign:
     """What a head is told whose tables are not those that its nodes know."""
     return StorageForeign(
         f"node {node_id.hex()[:12]} on {hostname} belongs to a cluster of which nothing is in this "
-        "head's storage: it was emptied, or is another one. What runs there goes on. Start the head with the storage "
-        "of before; to begin with nothing, end that node first"
+        "head's storage: it was emptied, or is another one. What runs there goes on. Start the head "
+        "with the storage of before; to begin with nothing, end that node first"
     )
 
 
