@@ -81,6 +81,15 @@ class Inbox:
     def _on_pull_cancel(self, now: float, worker: Worker, message: worker_pb2.PullCancel) -> None:
         self.node.transfer.pull_cancelled(now, worker.worker_id, message.request_id)
 
+    def _on_copies_news(self, now: float, worker: Worker, message: worker_pb2.CopiesNews) -> None:
+        nodes = list(message.subscribers)
+        del message.subscribers[:]
+        for node_id in nodes:
+            if node_id == self.node.node_id:
+                self.node.copies_news(now, node_id, message)
+            else:
+                self._to_peer(now, node_id, copies_news=message)
+
     def _on_object_sealed(self, now: float, worker: Worker, message: worker_pb2.ObjectSealed) -> None:
         if len(message.object_id) == OBJECT_ID_SIZE:
             owner = (message.owner.node_id, message.owner.worker_id)
@@ -145,5 +154,6 @@ _HANDLERS: dict[str, Any] = {
     "control": Inbox._on_control, "task_events": Inbox._on_task_events,
     "actor_ready": Inbox._on_actor_ready, "exiting": Inbox._on_exiting,
     "current_task": Inbox._on_current_task, "kill": Inbox._on_kill, "watch": Inbox._on_watch,
-    "exit_refused": Inbox._on_exit_refused, "counted": Inbox._on_counted, "finding": Inbox._on_finding,
+    "exit_refused": Inbox._on_exit_refused, "counted": Inbox._on_counted,
+    "copies_news": Inbox._on_copies_news, "finding": Inbox._on_finding,
 }

@@ -303,6 +303,10 @@ class Node:
             self.relay.location_changed(message.location)
         elif kind == "watch":
             self.relay.peer_watches(node_id, message.watch)
+        elif kind == "watch_copies" and len(message.watch_copies.object_id) == OBJECT_ID_SIZE:
+            self.relay.peer_watches_copies(node_id, message.watch_copies)
+        elif kind == "copies_news":
+            self.copies_news(now, node_id, message.copies_news)
         elif kind == "kill":
             self.kill(now, message.kill)
         elif kind == "lease_revoked" and message.lease_revoked.holder.worker_id in self.pool.workers:
@@ -332,6 +336,7 @@ class Node:
         """Another raylet has lost what it knew of us: nothing that was between us is left."""
         self._forget(now, node_id, common.Failure())
         self.memory.free_owned(now, node_id, b"")
+        self.transfer.peer_restarted(node_id)
 
     def _forget(self, now: float, node_id: bytes, failure: common.Failure) -> None:
         failure = failure if failure.kind else node_died(node_id)
@@ -368,6 +373,13 @@ class Node:
         self.memory.objects_freed(now, object_ids)
         self.evacuation.freed(object_ids)
         self.leave_if_empty(now)
+
+    def copies_news(self, now: float, node_id: bytes, message: worker_pb2.CopiesNews) -> None:
+        """An owner, a worker of `node_id`, tells where copies of an object are."""
+        places = [place for place in message.added if self.neighbours.reached(now, place)]
+        del message.added[:]
+        message.added.extend(places)
+        self.transfer.copies_news(now, node_id, message)
 
     def kill(self, now: float, message: worker_pb2.KillRequest) -> None:
         """A task's owner cancels it by force: end its worker here; drivers are not ours to end."""

@@ -1,8 +1,8 @@
 """The owner: everything a worker or driver decides about its own tasks, calls and objects.
 
-Composes `directory` (objects), `ownership` (references), `submission` (tasks on leases) and
-`calls` (actors) over one outbox. The worker library feeds it under one lock; the simulator feeds
-the same code from a virtual network.
+Composes `directory` (objects), `ownership` (references), `subscribers` (who hears of copies),
+`submission` (tasks on leases) and `calls` (actors) over one outbox. The worker library feeds it under one
+lock; the simulator feeds the same code from a virtual network.
 
 Task life::
 
@@ -40,6 +40,7 @@ from .directory import (
 from .lineage import LIMIT_BYTES, Lineage, NotRebuilt
 from .ownership import BorrowAdd, Free, Ownership
 from .submission import Remote, Submission
+from .subscribers import Subscribers
 from .tasks import CANCELLED, FINISHED, PUSHED, WAITING, TaskRecord
 
 FINISHED_KEPT = 20_000
@@ -85,7 +86,9 @@ class Owner:
         self.ownership = Ownership(me, self.directory, self.lineage, self.out)
         self.submission = Submission(self.out, self.remotes)
         self.calls = ActorCalls(self.out, self.remotes)
+        self.subscribers = Subscribers(self.directory, self.out)
         self.ownership.token_freed = self.calls.handles_gone
+        self.ownership.stored_freed = self.subscribers.over
         self.calls.let_go = self.ownership.unpinned
         self.submission.still_ready = self.calls.still_ready = self._still_ready
         self.cancelled_error: Callable[[TaskRecord], Any] = lambda record: "cancelled"
@@ -302,6 +305,8 @@ class Owner:
     def complete(self, now: float, entry: ObjectEntry, state: int, value: Any, size: int = 0) -> None:
         """The object is ready: wake what waits for it."""
         waiters = self.directory.complete(entry, state, value, size)
+        if self.subscribers.of:
+            self._tell_of_copies(entry)
         if self._watchers:
             self.out.extend((watcher, entry) for watcher in self._watchers)
             self._watchers.clear()
@@ -320,6 +325,13 @@ class Owner:
             while cascade:
                 self._dependency_ready(now, *cascade.popleft())
             self._cascading = False
+
+    def _tell_of_copies(self, entry: ObjectEntry) -> None:
+        """It is ready, perhaps made anew while raylets look for a copy."""
+        if entry.state != STORED:
+            self.subscribers.over(entry.id)
+        for node in entry.locations:
+            self.subscribers.added(entry.id, node)
 
     def failed(self, now: float, record: TaskRecord, error: Any) -> None:
         """The task ends with `error` for every return."""
@@ -433,14 +445,16 @@ class Owner:
         replies_lost: bool = False,
         owner_error: Any = None,
     ) -> None:
-        """A worker process has ended. `error` is for the tasks that cannot be retried, `owner_error`
-        for the objects it owned whose value nobody has told us (default: `error`).
+        """A worker process has ended, or with worker id b"" a raylet. `error` is for the tasks that cannot
+        be retried, `owner_error` for the objects it owned whose value nobody has told us (default: `error`).
 
         The oldest task in flight was running; those behind it had not begun and go back to the
         queue at no cost. `started` False: not even the oldest had. `replies_lost`: its last
         replies may not have come through (its whole node is gone), so any of them may have begun.
         """
         remote = self.remotes.pop(address, None)
+        if not address[1]:
+            self.subscribers.node_gone(address[0])
         for waiter in self.ownership.worker_gone(address):
             self.out.append((waiter, None))
         for entry in list(self.directory.objects.values()):
@@ -478,12 +492,14 @@ class Owner:
             self.calls.consider(client)
 
     def location_added(self, oid: bytes, node: bytes) -> None:
-        """A node has a copy. One that comes after the object's end is deleted at once."""
+        """A node has fetched a copy. One that comes after the object's end is deleted at once."""
         entry = self.directory.find(oid)
+        self.subscribers.ended(oid, node)
         if entry is None:
             self.out.append(Free(oid, [node]))
         elif entry.state == STORED:
             entry.more().locations[node] = None
+            self.subscribers.added(oid, node)
         elif entry.owner is None:
             entry.more().tried[node] = None
 
@@ -495,6 +511,7 @@ class Owner:
         if node in entry.rare.locations:
             del entry.rare.locations[node]
             entry.rare.tried[node] = None   # perhaps it was only out of reach
+            self.subscribers.removed(entry, node)
         return bool(entry.rare.locations) is False and entry.owner is None
 
     def rebuild(self, now: float, entry: ObjectEntry) -> NotRebuilt | None:
@@ -506,6 +523,7 @@ class Owner:
         if isinstance(records, NotRebuilt):
             return records
         self.directory.reopen(entry)
+        self.subscribers.is_nowhere(entry.id)
         self._stories.note(now, entry.id, "every copy is lost: its task runs again")
         for record in records:
             self._stories.note(now, record.id, "runs again: a result of it is lost, or needed for one")
@@ -528,6 +546,12 @@ class Owner:
             elif not record.unresolved:
                 self.submission.ready(now, record)
         return None
+
+    def lost(self, entry: ObjectEntry, error: Any) -> None:
+        """The last copy is gone and cannot be made again: `error` is what is left."""
+        entry.state = FAILED
+        entry.value = error
+        self.subscribers.over(entry.id)
 
     @property
     def lends(self) -> bool:
@@ -553,6 +577,7 @@ class Owner:
         """Every invariant of the parts, and that nothing unfinished waits for nothing."""
         self.directory.check()
         self.ownership.check()
+        self.subscribers.check()
         self.lineage.check()
         self.submission.check()
         self.calls.check()

@@ -24,7 +24,7 @@ tells the one that was entered, who gives back what never came (`introduced`). P
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,8 @@ class Ownership:
         self._dropping: list[list[ObjectEntry]] = []
         self.token_freed: Any = None
         """Called with `rare.stands_for` when an object that stands for something else is freed."""
+        self.stored_freed: Callable[[bytes], None] = lambda oid: None
+        """Called when an object is freed that may have been in a store."""
 
     # ---- this process's references
 
@@ -133,6 +135,8 @@ class Ownership:
         self.lineage.freed(entry)
         if rare is None:
             return
+        if entry.owner is None:
+            self.stored_freed(entry.id)
         if rare.stands_for is not None:
             self.token_freed(rare.stands_for)
         if rare.contents:

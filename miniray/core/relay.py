@@ -161,6 +161,24 @@ class Relay:
         elif update.owner.worker_id in self.clients:
             self.out.append(to_client(update.owner.worker_id, location=update))
 
+    def copies_watched(self, watch: worker_pb2.WatchCopies) -> None:
+        """We want news of an object's copies, or none any more: its owner is told, wherever it lives."""
+        if watch.owner.node_id != self.node_id:
+            self.out.append(Send(watch.owner.node_id, raylet_pb2.PeerMessage(watch_copies=watch)))
+        elif watch.owner.worker_id in self.clients:
+            self.out.append(to_client(watch.owner.worker_id, watch_copies=watch))
+
+    def peer_watches_copies(self, node_id: bytes, watch: worker_pb2.WatchCopies) -> None:
+        """The raylet of another node wants news from one of our clients, which must hear of its end, then."""
+        watch.node_id = node_id
+        owner = watch.owner.worker_id
+        if owner in self.clients:
+            self.contact(owner, node_id, b"")
+            self.out.append(to_client(owner, watch_copies=watch))
+        elif not watch.ends:
+            over = worker_pb2.CopiesNews(object_id=watch.object_id, over="its owner has ended")
+            self.out.append(Send(node_id, raylet_pb2.PeerMessage(copies_news=over)))
+
     # ---- back-pressure ----
 
     def client_congested(self, worker_id: bytes, congested: bool) -> None:

@@ -14,21 +14,34 @@ When a source fails half-way another one is asked at once for the rest. Bytes of
 together only if somebody who has a copy named both of them at one time (`Pull.kin`): an object that its
 task has made anew may differ from what was lost.
 
+A pull that does not get on has its object's owner tell where copies come and go (`core.lookout`).
+
 Pure; runs inside `core.node.Node`. Limits: `ACTIVE_PULLS` at a time, `PULLS_PER_SOURCE` of them from one
 node, and their bytes stay under `ACTIVE_SHARE` of the store unless there is only one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from miniray._proto import common_pb2 as common
 from miniray._proto import raylet_pb2, worker_pb2
 from miniray.core.contract import Send
+from miniray.core.lookout import Lookout
 from miniray.core.memory import ROOM_WAIT_S, Memory, Owner
 from miniray.core.node_effects import DeleteObjects, StartFetch, StopFetch, to_client
+from miniray.core.pulls import (
+    BACKING_OFF,
+    FETCHING,
+    MAKING_ROOM,
+    QUEUED,
+    RESTORING,
+    TAKE_OVER,
+    Pull,
+    Waiter,
+)
 
 ACTIVE_PULLS = 16
 PULLS_PER_SOURCE = 8
@@ -38,77 +51,15 @@ BUSY_RETRY_S = 0.02
 BUSY_RETRY_MAX_S = 0.64
 """A busy source is asked again after the first, and after twice as long each time, up to the second."""
 
+PATIENT_REFUSALS = 4
+"""A pull that has met so many busy sources asks the owner for news of others."""
+
 UNREACHED_S = 30.0
 """A node that the GCS takes for alive is asked again for so long when it does not answer us."""
 SILENT_RETRY_S = 0.5
 
 ARGUMENT_ROOM_WAIT_S = 2.0
 """Arguments wait less for room than others: their task gives back what it holds and tries again."""
-
-QUEUED = "queued"
-FETCHING = "fetching"
-RESTORING = "restoring"
-MAKING_ROOM = "making room"
-BACKING_OFF = "backing off"
-
-Waiter = tuple[bytes, int]
-TAKE_OVER = -1
-"""In place of a request id: the waiter is a node that leaves."""
-
-
-@dataclass(slots=True)
-class Pull:
-    """One object that clients of this node wait for."""
-
-    object_id: bytes
-    order: int
-    owner: common.Address
-    size: int
-    waiters: dict[Waiter, int] = field(default_factory=dict)
-    """(client, request id), or (node, TAKE_OVER) -> priority."""
-    sources: dict[bytes, None] = field(default_factory=dict)
-    failed: dict[bytes, str] = field(default_factory=dict)
-    unreached: dict[bytes, float] = field(default_factory=dict)
-    """Living nodes that did not answer, and since when."""
-    not_before: dict[bytes, float] = field(default_factory=dict)
-    """Sources that are given some time."""
-    refusals: int = 0
-    """How often a source was busy."""
-    kin: dict[bytes, int] = field(default_factory=dict)
-    """Nodes with the same number have copies of the same bytes."""
-    kept: int | None = None
-    """Some bytes have come, from nodes with this number."""
-    state: str = QUEUED
-    source: bytes = b""
-
-    @property
-    def priority(self) -> int:
-        return min(self.waiters.values(), default=worker_pb2.PullRequest.ARGUMENT)
-
-    @property
-    def retry_at(self) -> float:
-        """When a source may be asked again, if all are given time."""
-        return min(self.not_before[node_id] for node_id in self.sources)
-
-    def name(self, node_ids: Iterable[bytes]) -> None:
-        """Nodes that somebody who knows has named together."""
-        named = list(node_ids)
-        number = next((self.kin[n] for n in named if n in self.kin), len(self.kin))
-        for node_id in named:
-            self.kin[node_id] = number
-            self.sources.setdefault(node_id)
-
-    def ready(self, now: float) -> list[bytes]:
-        """Sources that may be asked now."""
-        return [node_id for node_id in self.sources if self.not_before.get(node_id, now) <= now]
-
-    def drop(self, node_id: bytes, why: str) -> None:
-        """It is no source any more."""
-        self.sources.pop(node_id, None)
-        self.not_before.pop(node_id, None)
-        self.kin.pop(node_id, None)
-        self.failed[node_id] = why
-
 
 @dataclass(slots=True)
 class Transfer:
@@ -125,6 +76,10 @@ class Transfer:
     next_order: int = 0
     arrived: Callable[[bytes], int] = lambda object_id: 0
     """Bytes of a fetch that have come so far; the shell's."""
+    lookout: Lookout = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lookout = Lookout(self.node_id, self.memory.relay, self.peers)
 
     # ---- stimuli ----
 
@@ -169,6 +124,7 @@ class Transfer:
 
     def _abandon(self, now: float, pull: Pull) -> None:
         self._end(pull)
+        self.lookout.leave(pull)
         self._advance(now)
 
     def _end(self, pull: Pull) -> None:
@@ -209,11 +165,14 @@ class Transfer:
         silent = failure.kind == common.NODE_DIED and source in self.peers
         if silent and now < pull.unreached.setdefault(source, now) + UNREACHED_S:
             self._give_time(pull, source, now + SILENT_RETRY_S)
+            self.lookout.watch(pull)
         elif failure.kind == common.UNAVAILABLE:  # busy: ask those it served, else ask it again
             pull.name([source, *(n for n in elsewhere if n not in pull.failed and n != self.node_id)])
             pause = min(BUSY_RETRY_S * 2**min(pull.refusals, 10), BUSY_RETRY_MAX_S)
             pull.refusals += 1
             self._give_time(pull, source, now + pause)
+            if pull.refusals >= PATIENT_REFUSALS:
+                self.lookout.watch(pull)
         else:
             pull.drop(source, failure.message)
         self._next_source(now, pull)
@@ -274,6 +233,30 @@ class Transfer:
                 self._next_source(now, pull)
         self._advance(now)
 
+    def copies_news(self, now: float, node_id: bytes, message: worker_pb2.CopiesNews) -> None:
+        """The owner of an object, a worker of `node_id`, tells where copies of it are."""
+        pull = self.pulls.get(message.object_id)
+        if pull is None or not pull.is_watching or pull.owner.node_id != node_id:
+            return
+        if message.over:
+            pull.is_watching = False
+            self._finish(now, pull, common.Failure(kind=common.OBJECT_LOST, message=(
+                f"object {pull.object_id.hex()} will have no copy: {message.over}")))
+        else:
+            self.lookout.heard(pull, message)
+            if pull.state == BACKING_OFF:
+                self._next_source(now, pull)
+            elif pull.state == FETCHING:
+                self._leave_stalled(now, pull)
+        self._advance(now)
+
+    def peer_restarted(self, node_id: bytes) -> None:
+        """It has forgotten that owners there were to tell us."""
+        for pull in self.pulls.values():
+            if pull.is_watching and pull.owner.node_id == node_id:
+                pull.is_watching = False
+                self.lookout.watch(pull)
+
     def freed(self, now: float, object_ids: list[bytes]) -> None:
         """Nobody can reach these objects: waiting for them makes no sense."""
         for object_id in object_ids:
@@ -321,6 +304,7 @@ class Transfer:
         pull.source = source
         self.sources_busy[source] = self.sources_busy.get(source, 0) + 1
         pull.state = FETCHING
+        self.lookout.fetch_began(now, pull, self.arrived(pull.object_id))
         fresh = pull.kept is not None and pull.kin[source] != pull.kept
         if fresh:
             pull.kept = None
@@ -336,6 +320,17 @@ class Transfer:
         return min(ready, key=lambda node_id: (pull.kept not in (None, pull.kin[node_id]),
                                                self.sources_busy.get(node_id, 0)))
 
+    def _leave_stalled(self, now: float, pull: Pull) -> None:
+        """Go on from another node that has all of it, when nothing comes from one that should have."""
+        if not self.lookout.has_stalled(now, pull):
+            return
+        source = pull.source
+        pull.kept = pull.kin[source]
+        self._leave_source(pull)
+        self.out.append(StopFetch(pull.object_id, keep=True))
+        self._give_time(pull, source, now + SILENT_RETRY_S)
+        self._next_source(now, pull)
+
     def _leave_source(self, pull: Pull) -> None:
         left = self.sources_busy[pull.source] - 1
         if left:
@@ -346,6 +341,8 @@ class Transfer:
 
     def _finish(self, now: float, pull: Pull, failure: common.Failure | None, fetched: bool = False) -> None:
         self._end(pull)
+        if not fetched:     # else the owner hears of the copy
+            self.lookout.leave(pull)
         if fetched and pull.owner.worker_id:
             self.memory.relay.location_changed(worker_pb2.LocationUpdate(
                 object_id=pull.object_id, node_id=self.node_id, size=pull.size, owner=pull.owner))
@@ -394,14 +391,18 @@ class Transfer:
         return [f"{here} fetches it after {before} others: {ACTIVE_PULLS} at a time"]
 
     def next_deadline(self) -> float | None:
-        """When a busy source is asked again."""
-        return min((p.retry_at for p in self.pulls.values() if p.state == BACKING_OFF), default=None)
+        """When a busy source is asked again, or a fetch is looked at."""
+        return min((p.retry_at if p.state == BACKING_OFF else p.look_at for p in self.pulls.values()
+                    if p.state in (BACKING_OFF, FETCHING)), default=None)
 
     def tick(self, now: float) -> None:
-        """Ask busy sources again."""
+        """Ask busy sources again; look whether fetches get on."""
         for pull in self.pulls.values():
             if pull.state == BACKING_OFF:
                 self._next_source(now, pull)
+            elif pull.state == FETCHING and now >= pull.look_at:
+                self.lookout.look(now, pull, self.arrived(pull.object_id))
+                self._leave_stalled(now, pull)
         self._advance(now)
 
     def check(self) -> None:

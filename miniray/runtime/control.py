@@ -252,6 +252,14 @@ class Control:
             self.worker.drain()
 
 
+    def _watch_copies(self, message: wire.WatchCopies) -> None:
+        with self.worker.lock:
+            subscribers = self.worker.owner.subscribers
+            follow = subscribers.ended if message.ends else subscribers.subscribed
+            follow(message.object_id, message.node_id)
+            self.worker.drain()
+
+
 _MESSAGES: dict[str | None, Callable[[Control, Any], None]] = {
     "lease_reply": Control._lease_reply,
     "lease_revoked": Control._lease_revoked,
@@ -265,6 +273,7 @@ _MESSAGES: dict[str | None, Callable[[Control, Any], None]] = {
     "control": lambda control, m: control._answered(m.request_id, m),
     "publication": Control._publication,
     "location": Control._location,
+    "watch_copies": Control._watch_copies,
     "census": Control._census,
     "inquiry": Control._inquiry,
     "collect_garbage": Control._collect_garbage,

@@ -14,6 +14,7 @@ from miniray.core.calls import ActorInDoubt, HandleGone
 from miniray.core.owner import Ask
 from miniray.core.ownership import BorrowAdd, BorrowDrop, Free, Watch
 from miniray.core.submission import LeaseDone, LeaseUnwanted, LeaseWanted, Paused
+from miniray.core.subscribers import News
 from miniray.core.tasks import TaskRecord
 from miniray.runtime import frames
 from miniray.runtime.definitions import lease_request
@@ -93,6 +94,13 @@ def _watch(worker: CoreWorker, effect: Watch) -> None:
     worker.raylet.send(wire.ToRaylet(watch=watch))
 
 
+def _news(worker: CoreWorker, effect: News) -> None:
+    news = wire.CopiesNews(
+        object_id=effect.object_id, subscribers=effect.subscribers, added=effect.added,
+        removed=effect.removed, is_nowhere=effect.is_nowhere, over=effect.over)  # fmt: skip
+    worker.raylet.send(wire.ToRaylet(copies_news=news))
+
+
 def _ask(worker: CoreWorker, effect: Ask) -> None:
     assert effect.entry.owner is not None
     worker.peers.send(effect.entry.owner, frames.pack_object(frames.ASK, effect.entry.id))
@@ -115,6 +123,7 @@ _EFFECTS: dict[type, Callable[[CoreWorker, Any], None]] = {
     BorrowAdd: _borrow_add,
     BorrowDrop: _borrow_drop,
     Watch: _watch,
+    News: _news,
     Ask: _ask,
     HandleGone: _handle_gone,
     ActorInDoubt: _actor_in_doubt,

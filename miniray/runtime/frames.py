@@ -36,6 +36,8 @@ HAS_SLOTS = 1
 """PUSH flag: a slot table precedes the payload."""
 IN_STORE = 2
 """PUSH flag: the payload is the last slot's object."""
+MORE_LOST = 1
+"""LOST flag: the sender knows of one more node without a copy, and waits for no answer to this."""
 RETRY_EXCEPTIONS = 4
 """PUSH flag: the caller may run the task again if user code raises."""
 

@@ -146,10 +146,11 @@ def copies_lost(worker: CoreWorker, entry: ObjectEntry, nodes: list[bytes]) -> N
         else:
             entry.more().locations.clear()
             entry.state = PENDING
-            worker.peers.send(
-                entry.owner,
-                frames.pack_object(frames.LOST, entry.id, (nodes[0] if nodes else bytes(28), bytes(28))),
-            )
+            *others, last = nodes or [bytes(28)]
+            for node in others:
+                lost = frames.pack_object(frames.LOST, entry.id, (node, bytes(28)), frames.MORE_LOST)
+                worker.peers.send(entry.owner, lost)
+            worker.peers.send(entry.owner, frames.pack_object(frames.LOST, entry.id, (last, bytes(28))))
         worker.drain()
 
 

@@ -354,6 +354,6 @@ class Peers:
         self._worker.executor.consumed(peer, call, consumed)
 
     def _lost(self, peer: Peer, frame: bytes, now: float) -> None:
-        oid, address, _ = frames.unpack_object(frame)
+        oid, address, flags = frames.unpack_object(frame)
         assert address is not None
-        self._worker.copy_lost(oid, address[0], peer.address)
+        self._worker.copy_lost(oid, address[0], None if flags & frames.MORE_LOST else peer.address)

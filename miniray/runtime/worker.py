@@ -520,8 +520,7 @@ class CoreWorker:
             assert entry is not None
             refusal = owner.rebuild(time.monotonic(), entry)
             if refusal is not None:
-                entry.state = FAILED
-                entry.value = not_rebuilt(refusal, oid, node, why)
+                owner.lost(entry, not_rebuilt(refusal, oid, node, why))
         if teller is not None:
             self.answer(teller, oid)
 

@@ -14,6 +14,7 @@ from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
 from miniray.core.owner import Ask, Owner, Result
 from miniray.core.ownership import BorrowAdd, BorrowDrop, Free, Watch
 from miniray.core.submission import Lane, LeaseDone, LeaseUnwanted, LeaseWanted, Paused
+from miniray.core.subscribers import News
 from miniray.core.tasks import UNKNOWN_COST_US, MethodTemplate, TaskRecord, TaskTemplate
 
 JOB = ids.job_id(1)
@@ -203,12 +204,23 @@ class Rig:
             return f"tell {PLACES[effect.owner]} we dropped {self._names[effect.object_id]}"
         if isinstance(effect, Watch):
             return f"watch {PLACES[effect.borrower]}"
+        if isinstance(effect, News):
+            return self._news(effect)
         if isinstance(effect, Ask):
             return f"ask for {self._names[effect.entry.id]}"
         if isinstance(effect, ActorInDoubt):
             return f"what became of {self._names[effect.actor_id]}?"
         assert isinstance(effect, HandleGone), effect
         return f"handle of {self._names[effect.actor_id]} gone"
+
+    def _news(self, news: News) -> str:
+        def named(nodes: Any) -> str:
+            return " ".join(NODES[node] for node in nodes)
+
+        what = [f"{kind} {named(nodes)}" for kind, nodes in (("at", news.added), ("not at", news.removed))
+                if nodes]
+        what += ["nowhere"] * news.is_nowhere + [f"over: {news.over}"] * bool(news.over)
+        return f"tell {named(news.subscribers)} of {self._names[news.object_id]}: {', '.join(what)}"
 
     def value(self, name: str) -> Any:
         """("value" | "stored" | "error", …) of an object, None while it is pending."""

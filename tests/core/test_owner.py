@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from owner_rig import ME, W1, W2, W3, Rig, failed, stored
 
-from miniray.core.directory import FAILED
 from miniray.core.lineage import RECORD_BYTES
 from miniray.core.tasks import PUSHED, WAITING
 
@@ -247,7 +246,7 @@ def why_not_rebuilt(rig: Rig, name: str, node: bytes = ME[0]) -> str:
     assert rig.owner.location_removed(rig.now, entry.id, node), "another copy is left"
     refusal = rig.owner.rebuild(rig.now, entry)
     if refusal is not None:
-        entry.state = FAILED    # the shell's duty: it knows the words
+        rig.owner.lost(entry, "lost")   # the shell's duty: it knows the words
     rig.owner.check()
     return refusal.reason if refusal is not None else ""
 

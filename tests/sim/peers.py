@@ -302,8 +302,8 @@ class Peers:
         self._worker.world.note(self._worker.name, f"strikes {name(peer.address[1])} out for {name(oid)}")
         self._worker.owner.ownership.borrow_dropped(oid, peer.address)
 
-    def _lost(self, peer: Peer, oid: bytes, node: bytes) -> None:
-        self._worker.copy_lost(oid, node, peer.address)
+    def _lost(self, peer: Peer, oid: bytes, node: bytes, waits: bool) -> None:
+        self._worker.copy_lost(oid, node, peer.address if waits else None)
 
 
 def slot_of(entry: ObjectEntry, me: Address) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from miniray.core.directory import FAILED, FREED, INLINE, PENDING, STORED, UNKNO
 from miniray.core.owner import Ask, Owner
 from miniray.core.ownership import BorrowAdd, BorrowDrop, Free, Watch
 from miniray.core.submission import LeaseDone, LeaseUnwanted, LeaseWanted, Paused, places
+from miniray.core.subscribers import News
 from miniray.core.tasks import STREAMING, TaskRecord
 
 from .actors import Actors
@@ -315,7 +316,10 @@ class SimWorker:
             else:
                 entry.more().locations.clear()
                 entry.state = PENDING
-                self.peers.send(entry.owner, ("lost", entry.id, nodes[0] if nodes else bytes(28)))
+                *others, last = nodes or [bytes(28)]
+                for node in others:
+                    self.peers.send(entry.owner, ("lost", entry.id, node, False))
+                self.peers.send(entry.owner, ("lost", entry.id, last, True))
             self.end_turn()
 
     def copy_lost(self, oid: bytes, node: bytes, teller: Address | None = None) -> None:
@@ -328,8 +332,8 @@ class SimWorker:
             what = "rebuilds" if refusal is None else f"for good: {refusal.reason}"
             self.world.note(self.name, f"{self.world.name(oid)} is lost, {what}")
             if refusal is not None:
-                entry.state = FAILED
-                entry.value = pb.Failure(kind=pb.OBJECT_LOST, message=f"all copies lost: {refusal.reason}")
+                failure = pb.Failure(kind=pb.OBJECT_LOST, message=f"all copies lost: {refusal.reason}")
+                owner.lost(entry, failure)
         if teller is not None:
             self.answer(teller, oid)
 
@@ -426,6 +430,12 @@ class SimWorker:
         watch = wire.WatchWorker()
         watch.address.node_id, watch.address.worker_id = effect.borrower
         self.tell_raylet(wire.ToRaylet(watch=watch))
+
+    def _news(self, effect: News) -> None:
+        news = wire.CopiesNews(
+            object_id=effect.object_id, subscribers=effect.subscribers, added=effect.added,
+            removed=effect.removed, is_nowhere=effect.is_nowhere, over=effect.over)  # fmt: skip
+        self.tell_raylet(wire.ToRaylet(copies_news=news))
 
     def _handle_gone(self, effect: HandleGone) -> None:
         self.request("actor_handle_gone", gcs.ActorHandleGone(actor_id=effect.actor_id))
@@ -537,6 +547,11 @@ class SimWorker:
         else:
             self.owner.location_added(message.object_id, message.node_id)
 
+    def _watch_copies(self, message: wire.WatchCopies) -> None:
+        subscribers = self.owner.subscribers
+        follow = subscribers.ended if message.ends else subscribers.subscribed
+        follow(message.object_id, message.node_id)
+
     def _publication(self, message: gcs.Publication) -> None:
         if message.channel == "actor":
             self.actors.published(message)
@@ -552,6 +567,7 @@ _EFFECTS: dict[type, Any] = {
     BorrowAdd: SimWorker._borrow_add,
     BorrowDrop: SimWorker._borrow_drop,
     Watch: SimWorker._watch,
+    News: SimWorker._news,
     Ask: lambda worker, e: worker.peers.send(e.entry.owner, ("ask", e.entry.id)),
     HandleGone: SimWorker._handle_gone,
     ActorInDoubt: lambda worker, e: worker.actors.look_up(e.actor_id),
@@ -566,6 +582,7 @@ _MESSAGES: dict[str, Any] = {
     "worker_gone": SimWorker._worker_gone,
     "channel_refused": SimWorker._channel_refused,
     "location": SimWorker._location,
+    "watch_copies": SimWorker._watch_copies,
     "publication": SimWorker._publication,
     "room": SimWorker._answered,
     "pull": SimWorker._answered,
