@@ -127,6 +127,36 @@ def test_a_way_that_is_lost_in_one_direction_delays_and_loses_nothing(four: NetC
         assert driver.hear() == {"once": True, "ordered": True}
 
 
+def test_a_pull_whose_source_is_out_of_reach_takes_the_first_copy_that_appears_elsewhere(
+    four: NetCluster,
+) -> None:
+    with four.driver("""
+    import numpy as np
+    from miniray.experimental import get_object_locations
+    from miniray.util.state import explain
+
+    total = ray.remote(lambda array: int(array.sum()))
+    ray.get([total.options(**on(name)).remote(np.ones(1)) for name in NAMES])
+    value = ray.remote(lambda: np.ones(8_000_000, np.uint8)).options(**on("h3")).remote()
+    ray.wait([value], fetch_local=False)
+    say(ready=True)
+    input()
+    waits = total.options(**on("h1")).remote(value)
+    until(lambda: "asks its source again" in str(explain(value)), "a pull that finds its source out of reach")
+    say(elsewhere=ray.get(total.options(**on("h2")).remote(value), timeout=60))
+    said = ray.get(waits, timeout=60)
+    home = {node["NodeName"]: node["NodeID"] for node in ray.nodes()}
+    (known,) = get_object_locations([value]).values()
+    say(waits=said, given_up=home["h3"] not in known["node_ids"])
+    """) as driver:
+        assert driver.hear()["ready"]
+        four.hosts[1].lose_way_to(four.hosts[3])
+        driver.go_on()
+        assert driver.hear() == {"elsewhere": 8_000_000}
+        assert driver.hear() == {"waits": 8_000_000, "given_up": False}, "it waited till it gave its source up"
+        four.hosts[1].find_way_to(four.hosts[3])
+
+
 def test_a_host_that_stays_away_is_dead_and_its_work_is_done_elsewhere(four: NetCluster) -> None:
     with four.driver("""
     from miniray.util.placement_group import placement_group
