@@ -153,7 +153,7 @@ def test_a_pull_whose_source_is_out_of_reach_takes_the_first_copy_that_appears_e
         four.hosts[1].lose_way_to(four.hosts[3])
         driver.go_on()
         assert driver.hear() == {"elsewhere": 8_000_000}
-        assert driver.hear() == {"waits": 8_000_000, "given_up": False}, "it waited till it gave its source up"
+        assert driver.hear() == {"waits": 8_000_000, "given_up": False}, "it gave its source up first"
         four.hosts[1].find_way_to(four.hosts[3])
 
 
