@@ -17,7 +17,7 @@ import time
 
 import click
 
-from miniray.runtime import agent, sessions
+from miniray.runtime import agent, remains, sessions
 
 GRACE_S = 2.0
 CLEANUP_S = 5.0
@@ -47,6 +47,7 @@ class Target:
 def stop(address: str | None, force: bool) -> None:
     """End every session of this user on this machine, at once."""
     targets = [Target(session) for session in sessions.living() if address in (None, session.address)]
+    remains.sweep(sessions.root())
     if not targets:
         click.echo("No session of this user is running here.")
         return

@@ -22,6 +22,7 @@ from miniray.runtime.landing import Landing
 from miniray.runtime.links import LinkEvents, PeerEvents, PeerLinks, Stream, StreamEnded
 from miniray.runtime.objects import Begin
 from miniray.runtime.raylet import Raylet
+from miniray.runtime.sweeper import Sweeper
 
 if TYPE_CHECKING:
     from miniray.runtime.tunnel import NodeTunnel
@@ -56,6 +57,7 @@ class ClusterLinks:
         self._head = rpc.head_link(gcs_address, self._access, self._node_id, FIRST_INCARNATION, LinkEvents(
             on_message=self._head_message, on_reset=lambda incarnation, rest: raylet.head_restarted(rest),
             on_up=self._head_up, on_down=self._head_down))
+        self._sweeper = Sweeper()
         self._peers = PeerLinks(
             FIRST_INCARNATION, raylet_pb2.PeerPacket, self._address_of, self._dial,
             PeerEvents(on_message=raylet.peer_message,
@@ -101,6 +103,7 @@ class ClusterLinks:
 
     def close(self) -> None:
         """Break every connection."""
+        self._sweeper.close()
         self._head.close()
         self._peers.close()
         self._reader.close()
@@ -132,6 +135,8 @@ class ClusterLinks:
         self.trouble = ""
 
     def _head_down(self, ended: StreamEnded, seconds: float) -> None:
+        if not self.trouble:
+            self._sweeper.look()    # it may have been killed here, with who would clean up after it
         self.trouble = ended.detail
         if ended.final:
             self._on_stop(ended.detail, True)

@@ -131,7 +131,7 @@ class Control:
 
     def _raylet_lost(self) -> None:
         """A driver without its raylet: everything unfinished fails, by name."""
-        from miniray.runtime import kept_logs
+        from miniray.runtime import kept_logs, remains
 
         failure = pb.Failure(
             kind=pb.NODE_DIED, message=(
@@ -142,6 +142,7 @@ class Control:
             self.fail_unfinished(time.monotonic())
             self.worker.drain()
         self.worker.pump.wake()
+        remains.clear_when_dead(self.worker.session_dir)
 
     def fail_unfinished(self, now: float) -> None:
         """The raylet is lost: what has no value by now will have none. Under the lock."""

@@ -169,11 +169,11 @@ def run_node(options: NodeOptions) -> int:
 
 def run_head(options: HeadOptions) -> int:
     """The GCS alone. Returns the exit status."""
-    from miniray.runtime import agent, sessions, supervisor
+    from miniray.runtime import agent, remains, sessions, supervisor
 
     supervisor.adopt()
     agent.raise_descriptor_limit()
-    session_lock.sweep(sessions.root())
+    remains.sweep(sessions.root())
     directory = sessions.create(options.session_dir)
     session_lock.hold(directory)
     fork_janitor(directory, options.ready_fd)
@@ -195,18 +195,19 @@ def run_head(options: HeadOptions) -> int:
 
 def _run(options: NodeOptions, local: bool) -> int:
     import_ahead("node")
-    from miniray.runtime import agent, sessions, supervisor
+    from miniray.runtime import agent, orphans, remains, sessions, supervisor
 
     supervisor.adopt()
     agent.raise_descriptor_limit()
     agent.become_subreaper()
-    session_lock.sweep(sessions.root())
+    remains.sweep(sessions.root())
     directory = sessions.create(options.session_dir)
-    lock = session_lock.hold(directory)
+    orphans.mark(directory)
+    options.spill_dir = spill_directory(options, directory)
+    lock = session_lock.hold(directory, options.spill_dir)
     os.makedirs(os.path.join(directory, "logs"), mode=0o700, exist_ok=True)
     if local:
         _redirect_output(os.path.join(directory, "logs", "daemon.log"))
-    options.spill_dir = spill_directory(options, directory)
     directories = [directory] if "://" in options.spill_dir else [directory, options.spill_dir]
     zygote, guardian_pid = fork_zygote([directory, options.spill_dir], options, lock)
     trouble = ""
@@ -270,7 +271,7 @@ def fork_zygote(directories: list[str], options: NodeOptions, lock: int) -> tupl
             from miniray.runtime import zygote
 
             os.close(end)
-            zygote.run(theirs, directories, options.preload, raylet)
+            zygote.run(theirs, directories, options.preload, raylet, lock)
         guardian.become(end, lock, directories)
     theirs.close()
     os.close(end)

@@ -78,6 +78,7 @@ class GcsShell:
         self._next_ticket = 1
         self._waiters: list[asyncio.Future[None]] = []
         self._closed = False
+        self.on_stream_lost: Callable[[], None] = lambda: None
         for node_id in head.members.living:
             self._probe(node_id)  # nodes of the storage: some may have gone while the head was away
         self._schedule_turn()
@@ -152,6 +153,7 @@ class GcsShell:
     def _stream_lost(self, node_id: bytes) -> None:
         self._stimulus(self.head.node_disconnected, node_id, False)
         self._set_congested(node_id, True)
+        self.on_stream_lost()
         if node_id in self.head.members.living:
             self._probe(node_id)
 

@@ -8,7 +8,7 @@ Each of the three can clean up alone, so of any two that are killed at the same 
 to do it: what a worker had started, in whatever session, becomes the child of the nearest subreaper
 above it that lives. The guardian serves nobody: it reads a pipe whose only write end is the raylet's, as
 a shell, for which a fifth of a megabyte is enough. At the pipe's end it becomes an interpreter that
-cleans up (`main`). Limit: nobody ends the processes of the user when all three are killed at once.
+cleans up (`main`). When all three are killed at once `remains` says who does it.
 """
 
 from __future__ import annotations

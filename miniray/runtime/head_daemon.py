@@ -27,6 +27,7 @@ from miniray.runtime.head_security import HeadSecurity
 from miniray.runtime.host import endpoint
 from miniray.runtime.join_string import JoinString
 from miniray.runtime.storage import StorageError, open_storage
+from miniray.runtime.sweeper import Sweeper
 
 if TYPE_CHECKING:
     from miniray.runtime.daemon import HeadOptions
@@ -56,6 +57,8 @@ async def _serve(options: HeadOptions, directory: str) -> int:
     storage = open_storage(_storage_url(options, own_file))
     shell = GcsShell.open(
         storage, tables_are_kept=options.storage not in ("", ":memory:", "none:"), on_fatal=fatal)
+    sweeper = Sweeper()
+    shell.on_stream_lost = sweeper.look     # a node of this machine, and all that would clean up after it?
     security = HeadSecurity(shell, storage.load(), options.token, directory)
     try:
         _secure(security, options)
@@ -74,6 +77,7 @@ async def _serve(options: HeadOptions, directory: str) -> int:
     _announce(options, directory, server.port, security, web)
     await stopping.wait()
     supervisor.stopping("the head ends")
+    sweeper.close()
     security.close()
     if web is not None:
         await web.stop()

@@ -46,12 +46,12 @@ class LocalSession:
     def end(self, within_s: float = 5.0) -> None:
         """Tell the daemon to end and wait until it has; kills it after `within_s`.
 
-        Then nothing is left: if its zygote was killed with it, nobody else has removed its directory.
+        Then nothing is left: if all were killed with it that would do so, this process clears up.
         """
-        from miniray.runtime import session_lock
+        from miniray.runtime import remains
 
         self._end_daemon(within_s)
-        session_lock.remove_when_dead(self.session_dir)
+        remains.clear_when_dead(self.session_dir)
 
     def _end_daemon(self, within_s: float) -> None:
         import select
@@ -130,9 +130,9 @@ class Launch:
         line = self._read_line()
         ready: dict[str, Any] = json.loads(line) if line else {"error": "it ended before it was ready"}
         if "error" in ready:
-            from miniray.runtime import session_lock
+            from miniray.runtime import remains
 
-            session_lock.remove_when_dead(self._directory)  # it may have been killed before it had a zygote
+            remains.clear_when_dead(self._directory)  # it may have been killed before it had a zygote
             raise RuntimeError(f"the {self._kind} daemon did not start: {ready['error']}")
         return ready
 

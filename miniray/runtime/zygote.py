@@ -53,16 +53,17 @@ WORKER_NICE = 5
 """Workers yield to the daemons, so that heartbeats survive a burst of new actors."""
 
 
-def run(sock: socket.socket, directories: list[str], preload: list[str], raylet: int) -> NoReturn:
+def run(sock: socket.socket, directories: list[str], preload: list[str], raylet: int, lock: int) -> NoReturn:
     """The zygote's life, in a fresh fork of the raylet (a pid); never returns.
 
-    `directories` (the session's, and where it spills to, perhaps a URL) go at the end.
+    `directories` (the session's, and where it spills to, perhaps a URL) go at the end. `lock` says that
+    this process lives, which is not to be said of workers and what they fork.
     """
     code = 1
     try:
         agent.become_subreaper()
         agent.name_process("miniray-zygote")
-        zygote = Zygote(sock, preload, raylet)
+        zygote = Zygote(sock, preload, raylet, lock)
         zygote.serve()
         code = 0
     except BaseException:
@@ -75,12 +76,13 @@ def run(sock: socket.socket, directories: list[str], preload: list[str], raylet:
 class Zygote:
     """Serves spawn requests of one raylet until its socket closes."""
 
-    def __init__(self, sock: socket.socket, preload: list[str], raylet: int) -> None:
+    def __init__(self, sock: socket.socket, preload: list[str], raylet: int, lock: int) -> None:
         self._sock = sock
         self._preload = preload
         self._tokens: dict[int, str] = {}
         self._forks = 0
         self._raylet = raylet
+        self._lock = lock
         self._fence = Fence()
         self._slept_at = 0.0
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -205,6 +207,7 @@ class Zygote:
                 signal.signal(sig, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             self._sock.close()
+            os.close(self._lock)
             os.close(self._wake_read)
             os.close(self._wake_write)
             agent.die_with_parent(parent)

@@ -26,8 +26,9 @@ class Handle:
         self.directory = directory
         directory.joinpath("logs").mkdir(parents=True)
         self.sock, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        arguments = f"socket.socket(fileno={theirs.fileno()}), [{str(directory)!r}], [], os.getppid()"
-        code = f"import os, socket; from miniray.runtime import zygote; zygote.run({arguments})"
+        arguments = f"socket.socket(fileno={theirs.fileno()}), [{str(directory)!r}], [], os.getppid(), lock"
+        code = ("import os, socket; from miniray.runtime import session_lock, zygote\n"
+                f"lock = session_lock.hold({str(directory)!r}); zygote.run({arguments})")
         self.process = subprocess.Popen(  # no fork: this process may hold threads by now
             [sys.executable, "-c", code], pass_fds=[theirs.fileno()], start_new_session=True)
         self.pid = self.process.pid

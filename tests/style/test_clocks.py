@@ -17,7 +17,7 @@ READERS = {
     "runtime/census.py": "rows of what runs say since when",
     "runtime/tasklog.py": "rows of tasks say since when",
     "runtime/sessions.py": "how old a daemon of this machine is, by this machine's clock",
-    "runtime/session_lock.py": "how old a file of this machine is, by this machine's clock",
+    "runtime/remains.py": "how old a file of this machine is, by this machine's clock",
     "runtime/certificates.py": "TLS demands a time; `CLOCK_SKEW_S` says how far clocks may be apart",
     "util/metrics.py": "a sample says when it was taken",
     "util/state/rows.py": "rows, for people",

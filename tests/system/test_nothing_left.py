@@ -72,12 +72,13 @@ class Tree:
         return not self.directory.exists() and not [pid for pid in self.members if alive(pid)]
 
 
-VICTIMS = ("driver", "daemon", "zygote", "daemon zygote", "daemon guardian", "zygote guardian", "group")
+VICTIMS = ("driver", "daemon", "zygote", "daemon zygote", "daemon guardian", "zygote guardian",
+           "daemon zygote guardian", "group")
 
 
 @pytest.mark.parametrize("victims", VICTIMS)
 def test_kill_9_ends_the_session_and_all_that_ran_in_it(victims: str) -> None:
-    """One process of the session, two at the same moment, or the daemon's process group."""
+    """One process of the session, several at the same moment, or the daemon's process group."""
     with Script(SESSION + "time.sleep(1000)") as driver:
         tree = Tree(driver)
         pids = {"driver": driver.process.pid, "daemon": tree.daemon, "zygote": tree.zygote,
