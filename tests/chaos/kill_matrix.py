@@ -1,7 +1,7 @@
 """`python -m tests.chaos.kill_matrix --each 200`: kill -9 of each kind of process at random moments.
 
 For each trial a program starts (`victim`), one process of it is killed up to some seconds later,
-while it starts or while it works (`two`: two of different kinds at the same moment); processes,
+while it starts or while it works (`two`, `three`: of different kinds at the same moment); processes,
 names in /dev/shm and the temporary directory must then be the same as before the trial. Where the
 program must survive (a worker, the user's processes, the head, several times in a row), it must
 first finish another round. Trials run side by side, each in a directory of its own. Ends with a
@@ -47,8 +47,8 @@ HEAD_KILLS = 4
 """Kills of the head in a row, in one cluster."""
 
 _EACH = ("worker", "grandchild", "zygote", "guardian", "raylet", "driver")
-KINDS = (*_EACH, "head", "two")
-PAIRED = tuple(itertools.combinations(_EACH, 2))
+KINDS = (*_EACH, "head", "two", "three")
+TOGETHER = {"two": tuple(itertools.combinations(_EACH, 2)), "three": tuple(itertools.combinations(_EACH, 3))}
 SURVIVED = ("worker", "grandchild", "guardian")
 """After the death of such a process the program goes on."""
 
@@ -207,9 +207,9 @@ def try_head(trial: Trial, kills: int) -> str:
 
 
 def try_session(trial: Trial, kind: str) -> str:
-    """Kill one process of a session of the program's own, or two."""
+    """Kill one process of a session of the program's own, or several."""
     trial.start()
-    kinds = trial.rng.choice(PAIRED) if kind == "two" else (kind,)
+    kinds = trial.rng.choice(TOGETHER[kind]) if kind in TOGETHER else (kind,)
     problem = trial.kill(*kinds)
     if not problem and set(kinds) <= set(SURVIVED) and not trial.goes_on():
         problem = f"the program does not go on after the death of {' and '.join(kinds)}"
