@@ -338,4 +338,7 @@ def _forget_fork() -> None:
 
 def _at_exit() -> None:
     if os.getpid() == _daemon_owner:
-        shutdown(True)
+        try:
+            shutdown(True)
+        except KeyboardInterrupt:
+            pass    # the second Ctrl-C: not even a moment's patience; the daemon ends with this process
