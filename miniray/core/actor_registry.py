@@ -88,7 +88,7 @@ class ActorRecord:
 
 
 class Index:
-    """Actor ids by some key, in order of arrival; empty groups vanish."""
+    """Actor (or worker) ids by some key, in order of arrival; empty groups vanish."""
 
     __slots__ = ("groups",)
 
@@ -123,6 +123,8 @@ class ActorRegistry:
         self.dead: dict[bytes, None] = {}
         self.by_owner = Index()
         """Actors that end with their creator, by its worker id."""
+        self._owners = Index()
+        """Those creators, by their node."""
         self.by_job = Index()
         self.by_node = Index()
         self.by_group = Index()
@@ -143,6 +145,7 @@ class ActorRegistry:
         self.by_group.add(record.group_id, record.id)
         if not spec.detached:
             self.by_owner.add(spec.owner.worker_id, record.id)
+            self._owners.add(spec.owner.node_id, spec.owner.worker_id)
 
     def save_new(self, record: ActorRecord) -> None:
         """Write the constructor call, once, and the row."""
@@ -169,7 +172,7 @@ class ActorRegistry:
         self.free_name(record)
         self.by_job.discard(record.job_id, record.id)
         self.by_group.discard(record.group_id, record.id)
-        self.by_owner.discard(record.info.spec.owner.worker_id, record.id)
+        self._disown(record.info.spec.owner, record.id)
         record.creation_task = b""
         self.dead[record.id] = None
         self._desk.persist(TASK_TABLE, record.id, None)
@@ -179,6 +182,11 @@ class ActorRegistry:
             oldest = next(iter(self.dead))
             del self.dead[oldest], self.records[oldest]
             self._desk.persist(TABLE, oldest, None)
+
+    def _disown(self, owner: pb.Address, actor_id: bytes) -> None:
+        self.by_owner.discard(owner.worker_id, actor_id)
+        if owner.worker_id not in self.by_owner.groups:
+            self._owners.discard(owner.node_id, owner.worker_id)
 
     def free_name(self, record: ActorRecord) -> None:
         """Another actor may take its name from now on."""
@@ -227,11 +235,7 @@ class ActorRegistry:
 
     def owned_from(self, node_id: bytes) -> list[bytes]:
         """Worker ids on this node that own actors."""
-        owners: dict[bytes, None] = {}
-        for worker_id, group in self.by_owner.groups.items():
-            if self.records[next(iter(group))].info.spec.owner.node_id == node_id:
-                owners[worker_id] = None
-        return list(owners)
+        return self._owners.of(node_id)
 
     def check(self) -> None:
         """Assert that rows, names and indices agree."""
@@ -244,5 +248,7 @@ class ActorRegistry:
             assert (spec.namespace, spec.name) == name and actor_id not in self.dead
         for node_id, group in self.by_node.groups.items():
             assert group and all(self.records[actor_id].node_id == node_id for actor_id in group)
+        owners = [worker_id for group in self._owners.groups.values() for worker_id in group]
+        assert sorted(owners) == sorted(self.by_owner.groups), "creators and their nodes disagree"
         for index in (self.by_owner, self.by_job, self.by_group):
             assert all(actor_id not in self.dead for group in index.groups.values() for actor_id in group)

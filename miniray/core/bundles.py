@@ -73,6 +73,10 @@ class Group:
         """Nodes of the bundles that are decided on."""
         return {b.index: b.node_id for b in self.info.bundles if b.node_id}
 
+    def nodes(self) -> dict[bytes, None]:
+        """Where it has bundles, or tries for some."""
+        return dict.fromkeys((*self.settled().values(), *self.planned.values()))
+
     def missing(self) -> list[Bundle]:
         """Bundles without a node."""
         return [self.bundles[b.index] for b in self.info.bundles if not b.node_id]
@@ -101,6 +105,36 @@ class Group:
         if self.info.strategy == pb.STRICT_SPREAD:
             places = [*settled.values(), *planned.values()]
             assert len(places) == len(set(places)), "two bundles on one node"
+
+
+class Places:
+    """Which groups have bundles on a node, or try to: what comes and goes with it looks at no others."""
+
+    def __init__(self) -> None:
+        self._groups: dict[bytes, dict[bytes, None]] = {}
+
+    def add(self, group_id: bytes, nodes: Iterable[bytes]) -> None:
+        """The group has, or tries for, something on these nodes."""
+        for node_id in nodes:
+            self._groups.setdefault(node_id, {})[group_id] = None
+
+    def discard(self, group_id: bytes, nodes: Iterable[bytes]) -> None:
+        """It has nothing there any more."""
+        for node_id in nodes:
+            groups = self._groups.get(node_id)
+            if groups is not None:
+                groups.pop(group_id, None)
+                if not groups:
+                    del self._groups[node_id]
+
+    def on(self, node_id: bytes) -> list[bytes]:
+        """A copy: the caller may change what it goes through."""
+        return list(self._groups.get(node_id, ()))
+
+    def check(self, groups: Mapping[bytes, Group]) -> None:
+        """Assert that this is where these groups are."""
+        places = {(node_id, group_id) for node_id, some in self._groups.items() for group_id in some}
+        assert places == {(node_id, group.id) for group in groups.values() for node_id in group.nodes()}
 
 
 @dataclass(slots=True)

@@ -28,7 +28,7 @@ from typing import Any
 from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core import resources as res
-from miniray.core.bundles import Group, Plan, plan_bundles
+from miniray.core.bundles import Group, Places, Plan, plan_bundles
 from miniray.core.desk import Desk, Refusal, short
 from miniray.core.link import AT_ONCE
 from miniray.core.members import Members
@@ -59,6 +59,7 @@ class Placement:
         self._members = members
         self._on_removed = on_removed
         self._groups: dict[bytes, Group] = {}
+        self._on_nodes = Places()
         self._removed: dict[bytes, pb.PlacementGroupInfo] = {}
         self._names: dict[tuple[str, str], bytes] = {}
         self._by_actor: dict[bytes, dict[bytes, None]] = {}
@@ -108,6 +109,7 @@ class Placement:
             self._by_actor.setdefault(info.creator_actor_id, {})[group.id] = None
         if info.name:
             self._names[(info.namespace, info.name)] = group.id
+        self._on_nodes.add(group.id, group.nodes())
         if group.missing():
             self._wait(group)
         return group
@@ -154,6 +156,7 @@ class Placement:
             if not made_by:
                 del self._by_actor[info.creator_actor_id]
         nodes = group.by_node({**group.settled(), **group.planned})
+        self._on_nodes.discard(pg_id, nodes)
         self._forget_attempt(group)
         for node_id, indices in nodes.items():
             self._return(group, node_id, indices)
@@ -264,6 +267,7 @@ class Placement:
         del self._waiting[group.id]
         group.attempt += 1
         group.planned = plan.nodes
+        self._on_nodes.add(group.id, plan.nodes.values())
         group.info.pending_reason = ""
         self._note(now, group, f"prepare, attempt {group.attempt}")
         nodes = group.by_node(plan.nodes)
@@ -374,6 +378,7 @@ class Placement:
             if node_id not in but:
                 self._return(group, node_id, indices)
         group.planned = {}
+        self._on_nodes.discard(group.id, nodes.keys() - group.nodes().keys())
         self._wait(group)
 
     def _forget_attempt(self, group: Group) -> None:
@@ -388,8 +393,9 @@ class Placement:
 
     def node_died(self, now: float, node_id: bytes) -> None:
         """Bundles there are lost; attempts that involve the node are given up."""
-        for group in list(self._groups.values()):
-            group.avoid.pop(node_id, None)
+        self.beat(node_id)
+        for pg_id in self._on_nodes.on(node_id):
+            group = self._groups[pg_id]
             if node_id in group.planned.values():
                 self._roll_back(group, {node_id: None})
             lost = [index for index, where in group.settled().items() if where == node_id]
@@ -398,10 +404,12 @@ class Placement:
 
     def _lose(self, now: float, group: Group, indices: list[int], why: str) -> None:
         """These bundles need another node; the others stay where they are."""
+        before = group.nodes()
         for bundle in group.info.bundles:
             if bundle.index in indices:
                 bundle.node_id = b""
                 group.committed.pop(bundle.index, None)
+        self._on_nodes.discard(group.id, before.keys() - group.nodes().keys())
         group.info.state = pb.GROUP_RESCHEDULING
         self._save(group)
         self._note(now, group, f"RESCHEDULING bundles {indices}: {why}")
@@ -412,7 +420,10 @@ class Placement:
     def node_registered(self, now: float, node_id: bytes, held: Iterable[gcs.HeldBundle]) -> None:
         """A raylet says which bundles it holds: commit what was decided, return what was not."""
         listed = {(bundle.placement_group_id, bundle.index): bundle.committed for bundle in held}
-        for group in list(self._groups.values()):
+        for pg_id in dict.fromkeys((*self._on_nodes.on(node_id), *(pg_id for pg_id, _ in listed))):
+            group = self._groups.get(pg_id)
+            if group is None:
+                continue
             self._adopt(group, node_id, listed)
             mine = [index for index, where in group.settled().items() if where == node_id]
             here = {index: listed.pop((group.id, index)) for index in mine if (group.id, index) in listed}
@@ -442,6 +453,7 @@ class Placement:
         granted = [b.index for b in group.missing() if listed.get((group.id, b.index))]
         if granted:
             self._settle(group, dict.fromkeys(granted, node_id))
+            self._on_nodes.add(group.id, [node_id])
             self._save(group)
             if not group.missing():
                 del self._waiting[group.id]
@@ -493,6 +505,7 @@ class Placement:
         for pg_id, group in self._groups.items():
             group.check()
             assert (pg_id in self._waiting) == bool(group.missing() and not group.planned), short(pg_id)
+        self._on_nodes.check(self._groups)
         for pg_id in self._waiting:
             assert pg_id in self._groups
         for name, pg_id in self._names.items():

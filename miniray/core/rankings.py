@@ -12,7 +12,7 @@ node; the `KEPT` used last are kept. Pure; part of `core.members`.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from random import Random
 
@@ -94,18 +94,20 @@ class Rankings:
         del self._touched[node_id]
 
     def best(
-        self, demand: Resources, *, local: bytes, rng: Random, avoid: Container[bytes] = ()
+        self, demand: Resources, *, local: bytes, rng: Random, avoid: Collection[bytes] = ()
     ) -> bytes | None:
         """What `policy.choose` answers without a strategy; None when nobody has room."""
         ranking = self._ranking(demand, score)
         count = number_of_best(len(self._alive))
-        entries = list(islice((entry for entry in ranking.entries if entry[2] not in avoid), count))
+        entries = ranking.entries
+        if avoid:
+            entries = list(islice((entry for entry in entries if entry[2] not in avoid), count))
         if not entries:
             return None
         mine = ranking.of.get(local)
         if mine is not None and mine[0] == entries[0][0] and local not in avoid:
             return local
-        return entries[rng.randrange(len(entries))][2]
+        return entries[rng.randrange(min(count, len(entries)))][2]
 
     def candidates(self, demands: list[Resources], taken: Iterable[bytes]) -> dict[bytes, NodeView]:
         """Nodes among which bundles of these demands find the places they would find among all.

@@ -20,8 +20,9 @@ class Turns(Generic[T]):
 
     def __init__(self, key: Callable[[T], tuple[int, bytes]]) -> None:
         self._key = key
-        self._served: dict[bytes, None] = {}
-        """Jobs that were served, the latest last."""
+        self._served: dict[bytes, int] = {}
+        """Jobs that were served, the latest last, with a number that grows."""
+        self._serving = 0
 
     def serve(self, items: Iterable[T], attempt: Callable[[T], bool]) -> None:
         """Attempt items in their turns; one whose attempt is True comes again after the others' turns."""
@@ -29,9 +30,8 @@ class Turns(Generic[T]):
         for item in items:
             priority, job_id = self._key(item)
             levels.setdefault(priority, {}).setdefault(job_id, deque()).append(item)
-        order = {job_id: number for number, job_id in enumerate(self._served, 1)}
         for priority in sorted(levels, reverse=True):
-            jobs = sorted(levels[priority].items(), key=lambda entry: order.get(entry[0], 0))
+            jobs = sorted(levels[priority].items(), key=lambda entry: self._served.get(entry[0], 0))
             ring = deque(jobs)
             while ring:
                 job_id, queue = ring.popleft()
@@ -45,7 +45,8 @@ class Turns(Generic[T]):
             if attempt(item):
                 queue.append(item)
                 self._served.pop(job_id, None)
-                self._served[job_id] = None
+                self._serving += 1
+                self._served[job_id] = self._serving
                 if len(self._served) > JOBS_KEPT:
                     del self._served[next(iter(self._served))]
                 return True
