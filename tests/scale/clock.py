@@ -5,6 +5,8 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable
+from cProfile import Profile
+from types import CodeType
 from typing import Any
 
 
@@ -35,24 +37,67 @@ class Clock:
 
 
 class Meter:
-    """Processor time of this thread spent inside `measured` calls: the sum and the longest."""
+    """Processor time of this thread inside `measured` calls, by kind, and the longest of them.
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
+    A call within another one counts for its own kind only. With `counting` it is function calls that are
+    counted, which no cache and no other process changes; the times are of no use then.
+    """
+
+    def __init__(self, kinds: tuple[str, ...]) -> None:
+        self.spent = dict.fromkeys(kinds, 0.0)
         self.longest = 0.0
         self.longest_call = ""
+        self.counting = False
+        self._profiles = {kind: Profile() for kind in kinds}
+        self._kinds: list[str] = []
+        self._inside = 0.0
+        """Seconds of the calls within the one that runs."""
 
     def reset(self) -> None:
         """Begin anew."""
-        self.seconds = self.longest = 0.0
+        self.spent = dict.fromkeys(self.spent, 0.0)
+        self.longest = 0.0
+        self._profiles = {kind: Profile() for kind in self.spent}
 
-    def measured(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Call, and count its time; one call is one callback of the daemon's loop."""
+    def calls(self, kind: str) -> int:
+        """Functions that were called while `counting`, the meter's own left out."""
+        entries = self._profiles[kind].getstats()
+        return sum(entry.callcount for entry in entries if not _is_of_the_meter(entry.code))
+
+    def turns_out(self, kind: str) -> None:
+        """The call that runs is of this kind after all."""
+        self._switch(None)
+        self._switch(kind)
+
+    def measured(self, kind: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Call, and count its time; one that is not within another is one callback of the daemon's loop."""
+        outer, self._inside = self._inside, 0.0
+        self._switch(kind)
         start = time.thread_time()
         try:
             return call(*arguments)
         finally:
-            spent = time.thread_time() - start
-            self.seconds += spent
-            if spent > self.longest:
-                self.longest, self.longest_call = spent, name
+            whole = time.thread_time() - start
+            kind = self._kinds[-1]
+            self._switch(None)
+            self.spent[kind] += whole - self._inside
+            self._inside = outer + whole if self._kinds else 0.0
+            if not self._kinds and whole > self.longest:
+                self.longest, self.longest_call = whole, getattr(call, "__name__", "")
+
+    def _switch(self, kind: str | None) -> None:
+        """Count for this kind from now on; None: for that of the call around."""
+        if self.counting and self._kinds:
+            self._profiles[self._kinds[-1]].disable()
+        if kind is None:
+            self._kinds.pop()
+        else:
+            self._kinds.append(kind)
+        if self.counting and self._kinds:
+            self._profiles[self._kinds[-1]].enable()
+
+
+def _is_of_the_meter(code: CodeType | str) -> bool:
+    if isinstance(code, str):
+        return "thread_time" in code or "_lsprof" in code
+    return code.co_filename == __file__

@@ -17,6 +17,7 @@ from miniray.core import node_effects
 from miniray.core.contract import HEAD, Persist, Send
 from miniray.core.head import Head, HeadOptions
 from miniray.core.link import STREAM, Deliver, Link, Transmit
+from miniray.core.members import Timing
 from miniray.core.node import Node
 from miniray.runtime.storage import Storage
 
@@ -29,48 +30,65 @@ TURN_S = 0.001
 
 STORE_BYTES = 1 << 30
 
+OWN, NEWS = "own", "news"
+"""What the head's time goes to: what was asked of it, and telling every node what has changed."""
+
 
 class HollowHead:
     """The real `Head` behind real links and a real storage; `meter` counts all that it does."""
 
     def __init__(self, clock: Clock, storage: Storage) -> None:
         self.clock = clock
-        self.meter = Meter()
+        self.meter = Meter((OWN, NEWS))
         self.storage = storage
-        self.head = Head(Random(1), HeadOptions(epoch=storage.claim()))
+        # nodes beat when a probe says so: nobody is dead for being silent
+        self.head = Head(Random(1), HeadOptions(epoch=storage.claim(), timing=Timing(silent_s=1e9)))
         self.head.restore(0.0, storage.load())
+        self._count_as_news(self.head.members, "_tell")
+        self._count_as_news(self.head.pubsub, "_send_gathered")
         self.nodes: dict[bytes, HollowNode] = {}
         self.packets_sent = self.bytes_sent = 0
         self._links: dict[bytes, Link] = {}
-        self._awake: dict[bytes, None] = {}
+        self._awake: dict[bytes, str] = {}
+        """Links with something to write, and whether it is more than news."""
         self._turn_due: float | None = None
         self._links_due: dict[bytes, float] = {}
+
+    def _count_as_news(self, part: Any, method: str) -> None:
+        call = getattr(part, method)
+        setattr(part, method, lambda *arguments: self.meter.measured(NEWS, call, *arguments))
 
     def attach(self, node: HollowNode) -> None:
         """A node's stream has come."""
         self.nodes[node.id] = node
         link = self._links[node.id] = Link(len(self._links) + 1, gcs.Packet, STREAM, connected=False)
         link.connected(self.clock.now)
-        self.meter.measured("connected", self.head.node_connected, self.clock.now, node.id)
-        self._woken(node.id)
+        self.meter.measured(OWN, self.head.node_connected, self.clock.now, node.id)
+        self._woken(node.id, OWN)
 
     def arrived(self, node_id: bytes, data: bytes) -> None:
         """A packet of this node, encoded."""
-        self.meter.measured("packet", self._packet, node_id, data)
-        self._woken(node_id)
+        has_more = self.meter.measured(OWN, self._packet, node_id, data)
+        self._woken(node_id, OWN if has_more else NEWS)
 
-    def _packet(self, node_id: bytes, data: bytes) -> None:
+    def _packet(self, node_id: bytes, data: bytes) -> bool:
+        """Whether it was more than an acknowledgement."""
         link = self._links[node_id]
-        link.packet_received(self.clock.now, gcs.Packet.FromString(data))
+        packet = gcs.Packet.FromString(data)
+        if not packet.messages:
+            # it acknowledges news: what is asked for is acknowledged by what follows
+            self.meter.turns_out(NEWS)
+        link.packet_received(self.clock.now, packet)
         effects, link.out = link.out, []
         for effect in effects:
             if type(effect) is Deliver:
                 self.head.node_message(self.clock.now, node_id, effect.message)
+        return bool(packet.messages)
 
     # ---- turns, as `runtime.gcs` takes them
 
-    def _woken(self, node_id: bytes) -> None:
-        self._awake[node_id] = None
+    def _woken(self, node_id: bytes, kind: str) -> None:
+        self._awake[node_id] = OWN if self._awake.get(node_id) == OWN else kind
         self._turn_at(self.clock.now + TURN_S)
 
     def _turn_at(self, due: float) -> None:
@@ -82,10 +100,10 @@ class HollowHead:
         if due != self._turn_due:
             return
         self._turn_due = None
-        self.meter.measured("turn", self._flush)
+        self.meter.measured(OWN, self._flush)
         awake, self._awake = self._awake, {}
-        for node_id in awake:
-            data = self.meter.measured("write", self._written, self._links[node_id])
+        for node_id, kind in awake.items():
+            data = self.meter.measured(kind, self._written, self._links[node_id])
             for packet in data:
                 self.clock.at(self.clock.now + WIRE_S, self.nodes[node_id].arrived, packet)
             again = self._links[node_id].next_deadline()
@@ -105,10 +123,20 @@ class HollowHead:
         rows = [(e.table, e.key, e.value) for e in effects if type(e) is Persist]
         if rows:
             self.storage.apply(rows)
+        for kind, sends in self.meter.measured(NEWS, self._sorted, effects):
+            self.meter.measured(kind, self._send, sends, kind)
+
+    def _sorted(self, effects: list[Any]) -> list[tuple[str, list[Send]]]:
+        """What is sent, in order, news apart from the rest."""
+        sends = [effect for effect in effects if type(effect) is Send and effect.peer in self._links]
+        runs = itertools.groupby(sends, lambda send: _is_news(send.message))
+        return [(NEWS if is_news else OWN, list(some)) for is_news, some in runs]
+
+    def _send(self, effects: list[Send], kind: str) -> None:
         for effect in effects:
-            if type(effect) is Send and effect.peer in self._links:
-                self._links[effect.peer].send(effect.message)
-                self._awake[effect.peer] = None
+            self._links[effect.peer].send(effect.message)
+            if self._awake.get(effect.peer) != OWN:
+                self._awake[effect.peer] = kind
 
     def _written(self, link: Link) -> list[bytes]:
         link.tick(self.clock.now)
@@ -121,7 +149,15 @@ class HollowHead:
     def _link_due(self, node_id: bytes, due: float) -> None:
         if self._links_due.get(node_id) == due:
             self._links_due.pop(node_id)
-            self._woken(node_id)
+            self._woken(node_id, NEWS)
+
+
+def _is_news(message: gcs.NodeMessage) -> bool:
+    """Whether it is one of those that every node gets."""
+    kind = message.WhichOneof("body")
+    if kind == "publication":
+        return message.publication.channel == "worker"
+    return kind == "publications" or (kind == "view" and not message.view.full)
 
 
 class HollowNode:
@@ -140,7 +176,8 @@ class HollowNode:
         info.total.amounts.update({"CPU": cpus * 10_000, "memory": 64 << 40, f"node:10.0.0.{number}": 10_000})
         self.node = Node(info, Random(number), store_bytes=STORE_BYTES)
         self.workers: list[bytes] = []
-        self.granted: list[wire.LeaseReply] = []
+        self.granted: dict[int, int] = {}
+        """Leases by the number of the request."""
         self.replies: list[gcs.ControlReply] = []
         self.job_ids: list[bytes] = []
         self.actors = 0
@@ -183,6 +220,21 @@ class HollowNode:
         number = next(self._requests)
         self.say(worker_id, control=gcs.ControlRequest(request_id=number, sender=sender, **body))
 
+    def register(self) -> None:
+        """The head is a new one: say who this is and what runs here."""
+        self.node.head_restarted(self.clock.now)
+        self.settle()
+
+    def beat(self) -> None:
+        """A heartbeat, now."""
+        self.node.heartbeat_at = self.clock.now
+        self._tick(self._due)
+
+    def leave(self) -> None:
+        """Drained, it takes its leave."""
+        self.node.end_requested(self.clock.now, "it was drained", drained=True)
+        self.settle()
+
     # ---- links and effects
 
     def arrived(self, data: bytes) -> None:
@@ -223,7 +275,7 @@ class HollowNode:
         del node.out[: len(effects)]
         return effects
 
-    def _tick(self, due: float) -> None:
+    def _tick(self, due: float | None) -> None:
         if due == self._due:
             self._due = None
             self.node.tick(self.clock.now)
@@ -244,6 +296,8 @@ class HollowNode:
             self._told(effect.worker_id, effect.message)
 
     def _ended(self, worker_id: bytes) -> None:
+        if worker_id in self.workers:
+            self.workers.remove(worker_id)
         failure = common.Failure(kind=common.WORKER_DIED, message="killed by SIGKILL")
         self.node.worker_exited(self.clock.now, worker_id, failure)
         self.settle()
@@ -256,7 +310,7 @@ class HollowNode:
             ready = wire.ActorReady(actor_id=start.spec.actor_id, attempt=start.attempt)
             self.clock.at(self.clock.now, self._ready, worker_id, ready)
         elif kind == "lease_reply" and message.lease_reply.worker.worker_id:
-            self.granted.append(message.lease_reply)
+            self.granted[message.lease_reply.request_id] = message.lease_reply.lease_id
         elif kind == "exit":
             self.clock.at(self.clock.now + FORK_S, self._ended, worker_id)
         elif kind == "control":
