@@ -190,9 +190,10 @@ class Mailbox:
         """The other side of a channel, once; the caller keeps and closes `fd`. ValueError: no
         channel, or attached already."""
 
-    def poll(self, limit: int = 512) -> list[tuple[Any, bytes | None]]:
+    def poll(self, limit: int = 512, spin_us: int = 0) -> list[tuple[Any, bytes | None]]:
         """(owner, message) of up to `limit` messages that have arrived, in order per channel, and
-        (owner, None) where a refused send may be tried again. Never blocks."""
+        (owner, None) where a refused send may be tried again. Never sleeps; spins for `spin_us`, without
+        the GIL, while there is nothing and nobody calls wake() (which wait() will hear of, too)."""
 
     def wait(self, timeout_s: float | None, spin_us: int) -> bool:
         """Spins for `spin_us`, then sleeps, without the GIL, until a poll may return something or

@@ -62,6 +62,21 @@ class Doorbell {
     knock(*record_, &never);
   }
 
+  // Spins until rung, or `spin_ns` (or the time to `deadline_ns`) are over; returns whether it is rung.
+  bool spin(int64_t spin_ns, int64_t deadline_ns = -1) const {
+    if (rung()) return true;
+    if (spin_ns <= 0) return false;
+    int64_t until = monotonic_ns() + spin_ns;
+    if (deadline_ns >= 0 && deadline_ns < until) until = deadline_ns;
+    do {
+      for (int i = 0; i < 16; ++i) {
+        cpu_relax();
+        if (rung()) return true;
+      }
+    } while (monotonic_ns() < until);
+    return false;
+  }
+
   // Spins for `spin_ns`, then sleeps until rung or `deadline_ns`. Returns 0 (look at rung()),
   // ETIMEDOUT or EINTR. Runs without the GIL.
   int wait(int64_t spin_ns, int64_t deadline_ns) {
@@ -80,20 +95,6 @@ class Doorbell {
   }
 
  private:
-  bool spin(int64_t spin_ns, int64_t deadline_ns) const {
-    if (rung()) return true;
-    if (spin_ns <= 0) return false;
-    int64_t until = monotonic_ns() + spin_ns;
-    if (deadline_ns >= 0 && deadline_ns < until) until = deadline_ns;
-    do {
-      for (int i = 0; i < 16; ++i) {
-        cpu_relax();
-        if (rung()) return true;
-      }
-    } while (monotonic_ns() < until);
-    return false;
-  }
-
   // Looks at all bits, not just the summary: a producer may have died between setting the two.
   bool any_ready() {
     uint64_t summary = 0;

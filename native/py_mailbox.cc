@@ -164,17 +164,35 @@ void serve_round(MailboxObject* self, PyObject* list, Py_ssize_t* left) {
   if ((words >> first & 1) && ~upper) serve(self, first, ~upper, list, left);
 }
 
+bool has_news(MailboxObject* self) {
+  return self->bell.record().summary.load(std::memory_order_acquire) != 0;
+}
+
+// Spins without the GIL until there is news, somebody calls wake() or the time is over. Takes no wake
+// away: that is for the thread in wait(), or the next one.
+void spin_for_news(MailboxObject* self, long spin_us) {
+  Py_BEGIN_ALLOW_THREADS
+  self->bell.spin(spin_us * 1000);
+  Py_END_ALLOW_THREADS
+}
+
+// poll(limit=512, spin_us=0); only the limit may be given by its name.
 PyObject* mailbox_poll(PyObject* object, PyObject* const* args, Py_ssize_t nargs, PyObject* names) {
   MailboxObject* self = as_mailbox(object);
   Client* client = client_in(self);
   if (!client) return nullptr;
   Py_ssize_t left = 512;
-  Py_ssize_t given = nargs + (names ? PyTuple_GET_SIZE(names) : 0);
-  if (given > 1) return PyErr_Format(PyExc_TypeError, "poll(limit=512) takes no other arguments");
-  if (given == 1 && (left = PyLong_AsSsize_t(args[0])) == -1 && PyErr_Occurred()) return nullptr;
+  long spin_us = 0;
+  Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
+  bool only_limit = named == 1 && nargs == 0 && !PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "limit");
+  if (nargs > 2 || (named && !only_limit))
+    return PyErr_Format(PyExc_TypeError, "poll(limit=512, spin_us=0) takes no other arguments");
+  if (nargs + named > 0 && (left = PyLong_AsSsize_t(args[0])) == -1 && PyErr_Occurred()) return nullptr;
+  if (nargs > 1 && (spin_us = PyLong_AsLong(args[1])) == -1 && PyErr_Occurred()) return nullptr;
+  client->hold();  // another thread, or the collector, may close this mailbox
+  if (spin_us > 0 && !has_news(self)) spin_for_news(self, spin_us);
   PyObject* list = PyList_New(0);
-  if (!list || self->bell.record().summary.load(std::memory_order_acquire) == 0) return list;
-  client->hold();  // the collector may close this mailbox
+  if (!list || !has_news(self)) return client->drop(), list;
   serve_round(self, list, &left);
   client->drop();
   if (PyErr_Occurred()) {

@@ -2,8 +2,8 @@
 
 A list of thousands costs one native pass per look, and no registration per object: `All` waits
 for the first object that is not ready and then looks on from there, and hears of every failure;
-`Some` counts again after each turn in which anything became ready. Any thread, outside the
-worker's lock.
+`Some` counts again after each turn in which anything became ready. Before all that a thread drains for
+a moment and looks for itself. Any thread, outside the worker's lock.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from miniray import _native
 from miniray.core import why
-from miniray.core.directory import FAILED, ObjectEntry
+from miniray.core.directory import FAILED, PENDING, ObjectEntry
 from miniray.exceptions import GetTimeoutError, RayError
 from miniray.runtime import past_session
-from miniray.runtime.waiting import Waiter
+from miniray.runtime.waiting import ATTEND_S, Waiter
 
 if TYPE_CHECKING:
     from miniray._proto import gcs_pb2 as gcs
@@ -100,6 +100,23 @@ def _start(worker: CoreWorker, refs: Refs, waiter: Waiter, what: str = "Ray obje
             worker.owner.ask(entry)
         waiter.notify(None)
         worker.drain()
+
+
+def attended(worker: CoreWorker, refs: Refs, first: int, timeout: float | None) -> bool:
+    """Whether all become ready while this thread drains for a moment; `first` is not ready now.
+
+    A failure among them is found out when they are read, or by `await_all` if that takes longer.
+    """
+    entry = refs[first].entry
+    if entry.state != PENDING or entry.owner is not None or (timeout is not None and timeout < ATTEND_S):
+        return False    # another process has to be asked, or there is no time
+
+    def are_ready() -> bool:
+        nonlocal first
+        first = _native.first_pending(refs, first)
+        return first < 0
+
+    return worker.pump.attend(are_ready)
 
 
 def await_all(

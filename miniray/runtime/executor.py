@@ -275,6 +275,8 @@ class Executor(TaskHost):
             if self._quiet:
                 self.tell()
             exits = self._exit
+            if exits is None and worker.pump.attend(queue.__len__):
+                continue
             if exits is not None and not (exits.when_unneeded and self._needed()):
                 actor_exit.run_handlers(self.actor)
                 by_user = exits.reason == actor_exit.REASON

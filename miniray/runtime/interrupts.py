@@ -25,7 +25,9 @@ FRAMES_SEEN = 4
 
 _CRITICAL = frozenset(
     function.__code__
-    for function in (Pump.wait, Pump._drain, Pump._stand_by, Pump._release, Pump._pass_on, Pump.poll_now)
+    for function in (
+        Pump.wait, Pump.attend, Pump._drain, Pump._stand_by, Pump._release, Pump._pass_on, Pump.poll_now,
+    )
 )
 _SLEEPING = Waiter.sleep.__code__
 

@@ -10,7 +10,8 @@ a call and its answer need no other thread. When nobody waits, the helper thread
     getter ── takes the right ──▶ poll, handle, spin, sleep … until its own wait is over ── hands on
     helper ── parked while getters come and go; holds the right in a lull
 
-All waits are `Waiter`s: they end when `remaining` is 0, whoever handled the frame.
+All waits are `Waiter`s: they end when `remaining` is 0, whoever handled the frame. Before it becomes
+one, a thread may `attend`: most answers come within microseconds, and who drains sees them for himself.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ LULL_S = 0.005
 
 SPIN_US = 60
 """How long a getter spins before it sleeps: a peer's Python turn takes 10 to 25 us."""
+
+ATTEND_S = 0.001
+"""So long a thread may drain for itself before it registers what it waits for."""
+
+TICK_EVERY_S = 0.005
+"""Housekeeping of threads that only ever attend."""
 
 FOREVER = 3600.0
 STOP_S = 2.0
@@ -97,6 +104,8 @@ class Pump:
         self._attention = False
         self._due = 0.0
         """When the drainer ticks next."""
+        self._attended = 0.0
+        """When an attending thread ticked last."""
         self._epoch = 0
         self._stopped = False
         self._exiting = False
@@ -153,6 +162,30 @@ class Pump:
         finally:
             self._release()
         return True
+
+    def attend(self, is_over: Callable[[], object]) -> bool:
+        """Drain until `is_over()` holds after some news: True. Never sleeps, and registers nothing.
+
+        False when it does not hold within `ATTEND_S`, no news comes for `SPIN_US`, news comes over
+        connections (another thread reads those), there is something else to do, or another thread
+        drains: `wait` then.
+        """
+        if self._attention or not self.by_rings or self._stopped or not self._right.acquire(False):
+            return False
+        try:
+            now = time.monotonic()
+            if now - self._attended >= TICK_EVERY_S:
+                self._attended = now
+                self._tick()
+            end = now + ATTEND_S
+            while now < end and (frames := self.mailbox.poll(POLL_LIMIT, SPIN_US)):
+                self._handle(frames)
+                if is_over():
+                    return True
+                now = time.monotonic()
+            return False
+        finally:
+            self._release()
 
     def wait(self, waiter: Waiter, deadline: float | None, spin_us: int = SPIN_US) -> bool:
         """Until `waiter.remaining` is 0 (True) or `deadline` (monotonic seconds) is past (False).

@@ -372,7 +372,8 @@ class CoreWorker:
     def get(self, refs: Sequence[ObjectRef[Any]], timeout: float | None = None) -> list[Any]:
         """The values, in order. Raises the first error met, or GetTimeoutError saying what is missing."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        if _native.first_pending(refs) >= 0:
+        first = _native.first_pending(refs)
+        if first >= 0 and not awaiting.attended(self, refs, first, timeout):
             failed = awaiting.await_all(self, refs, deadline, timeout)
             if failed is not None:      # without waiting for the others
                 raise self.load_error(failed)

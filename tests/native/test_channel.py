@@ -368,6 +368,35 @@ def test_many_producers_and_one_consumer(peer_process: Any) -> None:
         assert child.join() == 0
 
 
+def test_a_poll_that_spins_returns_what_comes_meanwhile(pair: Pair) -> None:
+    assert pair.b_box.poll(512, 1) == []
+    sender = threading.Timer(0.02, pair.a.send, (b"late",))
+    sender.start()
+    assert pair.b_box.poll(512, 20_000_000) == [("a", b"late")]
+    sender.join()
+
+
+def test_a_wake_ends_a_spinning_poll_and_is_still_there_for_wait(pair: Pair) -> None:
+    waker = threading.Timer(0.02, pair.b_box.wake)
+    waker.start()
+    began = time.monotonic()
+    assert pair.b_box.poll(512, 60_000_000) == [] and time.monotonic() - began < 30
+    waker.join()
+    pair.b_box.wait(20, 0)
+    assert time.monotonic() - began < 40
+
+
+def test_poll_takes_a_limit_and_a_spin_and_nothing_else(pair: Pair) -> None:
+    pair.a.send_many([b"1", b"2", b"3"])
+    assert len(pair.b_box.poll(limit=1)) == 1 and len(pair.b_box.poll(1)) == 1
+    for wrong in ({"spin": 1}, {"limit": 1, "spin_us": 1}):
+        with pytest.raises(TypeError, match="no other arguments"):
+            pair.b_box.poll(**wrong)
+    with pytest.raises(TypeError):
+        pair.b_box.poll("all")  # type: ignore[arg-type]
+    assert len(pair.b_box.poll()) == 1
+
+
 def test_a_client_has_one_mailbox(store: Store) -> None:
     mailbox = Mailbox(store)
     with pytest.raises(RuntimeError, match="client 0 of the store has a mailbox already"):

@@ -175,6 +175,61 @@ def test_a_wait_ends_at_its_deadline_as_drainer_and_in_the_queue(worker: Worker)
     assert not ends["queued"][0] and 0.1 <= ends["queued"][1] < SOON_S
 
 
+def attend(worker: Worker, frame: bytes) -> bool:
+    """Attend until the helper lets go of the right and `frame` has been handled."""
+    until(lambda: not worker.pump._right.locked())
+    return worker.pump.attend(lambda: frame in worker.handled)
+
+
+def quiet(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The helper leaves the right alone."""
+    until(lambda: worker.pump._right.locked())
+    monkeypatch.setattr(waiting, "LULL_S", 3600.0)
+    worker.pump._queue.append(Waiter(1))    # the helper gives way
+    worker.mailbox.wake()
+    until(lambda: not worker.pump._right.locked())
+    worker.pump._queue.clear()
+
+
+def test_who_attends_drains_for_himself_and_registers_nothing(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet(worker, monkeypatch)
+    monkeypatch.setattr(waiting, "ATTEND_S", SOON_S)
+    monkeypatch.setattr(waiting, "SPIN_US", 1_000_000 * int(SOON_S))
+    ticks = worker.ticks
+    sender = start(lambda: [worker.peer.send(frame) for frame in (b"a", b"b")], "sender")
+    assert attend(worker, b"b")
+    assert worker.drainers <= {threading.current_thread().name, "miniray-helper"}
+    assert worker.ticks > ticks, "somebody who never waits ticks, too"
+    assert not worker.pump._right.locked() and not worker.pump._queue
+    sender.join()
+
+
+def test_who_attends_in_vain_gives_the_right_back(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet(worker, monkeypatch)
+    assert not attend(worker, b"never")
+    worker.peer.send(b"another")
+    assert not attend(worker, b"never") and worker.handled == [b"another"]
+    assert not worker.pump._right.locked()
+    assert worker.wait_for(b"another")
+
+
+def test_nobody_attends_while_others_drain_or_there_is_something_else_to_do(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet(worker, monkeypatch)
+    worker.peer.send(b"a")
+    with worker.pump._right:
+        assert not worker.pump.attend(lambda: True)
+    worker.pump.by_rings = False        # the I/O thread reads
+    assert not worker.pump.attend(lambda: True)
+    worker.pump.by_rings = True
+    worker.pump.wake()
+    assert not worker.pump.attend(lambda: True) and not worker.handled
+    assert worker.wait_for(b"a")
+
+
 def test_what_is_done_before_the_wait_needs_no_turn(worker: Worker) -> None:
     assert worker.pump.wait(Waiter(0), None)
 
