@@ -299,6 +299,31 @@ class ObjectRefBase:
     def __hash__(self) -> int: ...
     def __eq__(self, other: object) -> bool: ...
 
+class BoundBase:
+    """A method of one actor: BoundBase(actor, info)."""
+
+    _actor: Any
+    _info: Any
+
+    def __new__(cls, actor: Any, info: Any, /) -> Self: ...
+
+@final
+class Binder:
+    """A descriptor: found on an instance it is `cls(instance, info)`, made without Python code."""
+
+    def __new__(cls, bound: type[BoundBase], info: Any, /) -> Self: ...
+
+def push_frame(
+    flags: int, attempt: int, call: int, number: int, returns: int, task_id: bytes, payload: bytes, /
+) -> bytes:
+    """The PUSH frame of a call whose arguments are plain bytes. ValueError for what does not fit a field."""
+
+def reply_frame(call: int, spent_us: int, payload: bytes, /) -> bytes:
+    """The REPLY_ONE frame: one small value without references."""
+
+def reply_in(frame: bytes, /) -> tuple[int, int, bytes]:
+    """(call, spent_us, payload) of a REPLY_ONE frame."""
+
 def drain_released(limit: int = 4096) -> list[Any]:
     """Entries whose last reference died since the last call, oldest first, at most `limit`."""
 

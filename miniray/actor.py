@@ -17,7 +17,7 @@ import logging
 import warnings
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, Union
 
-from miniray import api, options, signatures
+from miniray import _native, api, options, signatures
 from miniray.actor_method import ActorMethod, MethodInfo, method, methods_of
 from miniray.core.tasks import ActorTemplate
 from miniray.exceptions import ActorAlreadyExistsError
@@ -279,7 +279,7 @@ class HandleState:
         self.methods = methods
         self._packed = packed
         self.handle_class: type[ActorHandle[Any]] = type("ActorHandle", (ActorHandle,), {
-            name: MethodOf(info)
+            name: _native.Binder(ActorMethod, info)
             for name, info in methods.items()
             if not name.startswith("__") and not hasattr(ActorHandle, name)
         })
@@ -310,18 +310,6 @@ class HandleState:
 
 STATES_KEPT = 256
 _states: dict[bytes, HandleState] = {}
-
-
-class MethodOf:
-    """A method in the type of an actor's handles."""
-
-    __slots__ = ("_info",)
-
-    def __init__(self, info: MethodInfo) -> None:
-        self._info = info
-
-    def __get__(self, handle: ActorHandle[Any], owner: type) -> ActorMethod:
-        return ActorMethod(handle, self._info)
 
 
 class ActorHandle(Generic[T]):

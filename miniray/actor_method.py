@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from miniray import config, options, signatures
+from miniray import _native, config, options, signatures
 from miniray.core.tasks import MethodTemplate
 from miniray.remote_function import is_generator, num_returns_of, retries_of, variant_key
 
@@ -189,14 +189,12 @@ def methods_of(cls: type) -> dict[str, MethodInfo]:
     return found
 
 
-class ActorMethod:
+class ActorMethod(_native.BoundBase):
     """One method of one actor; `remote(…)` calls it."""
 
-    __slots__ = ("_actor", "_info")
-
-    def __init__(self, actor: ActorHandle[Any], info: MethodInfo) -> None:
-        self._actor = actor
-        self._info = info
+    __slots__ = ()
+    _actor: ActorHandle[Any]
+    _info: MethodInfo
 
     def remote(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method. Returns an ObjectRef of its result, a list of them, a generator or None.
@@ -207,7 +205,9 @@ class ActorMethod:
         info = self._info
         if info.decorator is not None:
             return info.decorator(self._submit)(args, kwargs)
-        info.signature.check(args, kwargs)
+        signature = info.signature
+        if kwargs or not signature.lowest <= len(args) <= signature.highest:
+            signature.check(args, kwargs)
         actor = self._actor
         worker = actor._ray_worker
         if worker.closing:

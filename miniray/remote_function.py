@@ -92,12 +92,13 @@ class RemoteFunction(Generic[R]):
 
     def _make_remote(self) -> Callable[..., Any]:
         connected_worker = api.connected_worker
-        check = self._signature.check
+        signature = self._signature
         decorator = self._decorator
 
         def submit(*args: Any, **kwargs: Any) -> Any:
             worker = connected_worker()
-            check(args, kwargs)
+            if kwargs or not signature.lowest <= len(args) <= signature.highest:
+                signature.check(args, kwargs)
             template = self._template
             if worker is not self._worker or template is None:
                 template = self._bind(worker)

@@ -1,7 +1,7 @@
 """Arguments checked against a signature at the call, before anything is sent.
 
-`Signature.check` is on the path of every call: it compares counts and only binds in full when
-keywords are used or the counts do not fit. Pure.
+A call is on the fast path when it has no keywords and its count lies between `lowest` and `highest`;
+callers look at that themselves, and `Signature.check` binds in full what is not. Pure.
 """
 
 from __future__ import annotations

@@ -49,6 +49,8 @@ PYBIND11_MODULE(_native, module) {
   check(miniray::add_list_functions(module.ptr()));
   check(miniray::add_reference_types(module.ptr()));
   check(miniray::add_id_types(module.ptr()));
+  check(miniray::add_frame_functions(module.ptr()));
+  check(miniray::add_method_types(module.ptr()));
   check(miniray::add_title_function(module.ptr()));
   module.def("fork_generation", &miniray::fork_generation);
   module.def("memfd_create", &memfd_create, py::arg("name"), py::arg("size"));

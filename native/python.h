@@ -60,6 +60,8 @@ int add_mailbox_type(PyObject* module);
 int add_reference_types(PyObject* module);
 int add_title_function(PyObject* module);
 int add_id_types(PyObject* module);
+int add_frame_functions(PyObject* module);
+int add_method_types(PyObject* module);
 
 // Calls op(Wait::no), and if the mutex is taken op(Wait::yes) without the GIL.
 template <class Op>

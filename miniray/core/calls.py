@@ -117,12 +117,19 @@ class ActorCalls:
     def submitted(self, now: float, record: TaskRecord) -> None:
         """A call was made; `record.unresolved` says how many arguments are still missing."""
         client: ActorClient = record.client
-        client.queue.append(record)
+        remote = client.remote
+        goes_at_once = (
+            client.state == ALIVE and remote is not None and not client.queue and record.dependencies is None
+        )
+        if not goes_at_once:
+            client.queue.append(record)
         token = client.token
         if token is not None and client.held is None and token.state != FREED:
             token.pins += 1
             client.held = token
-        if client.state == ALIVE:
+        if goes_at_once:
+            self._push(now, record, remote)
+        elif client.state == ALIVE:
             self.flush(now, client)
 
     def answered(self, client: ActorClient) -> None:
@@ -154,9 +161,12 @@ class ActorCalls:
             while queue and self._may_go(queue[0]):
                 ready.append(queue.popleft())
         for record in ready:
-            record.pushed_at = now
-            client.remote.take(record)
-            self.out.append(record)
+            self._push(now, record, client.remote)
+
+    def _push(self, now: float, record: TaskRecord, remote: Remote) -> None:
+        record.pushed_at = now
+        remote.take(record)
+        self.out.append(record)
 
     def _may_go(self, record: TaskRecord) -> bool:
         return not record.unresolved and (record.dependencies is None or self.still_ready(record))

@@ -89,10 +89,11 @@ class Ownership:
 
     # ---- this process's references
 
-    def released(self, entry: ObjectEntry) -> None:
-        """The last ObjectRef of this process is gone (unless one has come since)."""
-        if entry.local <= 0 and entry.pins <= 0 and entry.state != ENDED:
-            self.consider(entry)
+    def released(self, entries: Iterable[ObjectEntry]) -> None:
+        """The last ObjectRef of this process to each is gone (unless one has come since)."""
+        for entry in entries:
+            if entry.local <= 0 and entry.pins <= 0 and entry.state != ENDED:
+                self.consider(entry)
 
     def unpinned(self, entry: ObjectEntry) -> None:
         """A task that took the object has ended, or a value that contained it is gone."""

@@ -79,18 +79,14 @@ def pack_push(
 ) -> bytes:
     """The PUSH frame of a record whose arguments are resolved."""
     arguments = record.arguments
-    header = frames.PUSH_HEADER
     returns = record.template.num_returns
     if type(arguments) is bytes:
-        return (
-            header.pack(frames.PUSH, flags, record.attempt, record.call, number, returns, record.id)
-            + arguments
-        )
+        return frames.push_frame(flags, record.attempt, record.call, number, returns, record.id, arguments)
     flags |= frames.HAS_SLOTS
     if arguments.in_store:
         flags |= frames.IN_STORE
     parts = [
-        header.pack(frames.PUSH, flags, record.attempt, record.call, number, returns, record.id),
+        frames.PUSH_HEADER.pack(frames.PUSH, flags, record.attempt, record.call, number, returns, record.id),
         len(arguments.slots).to_bytes(4, "little"),
     ]
     for entry in arguments.slots:

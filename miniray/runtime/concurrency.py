@@ -117,7 +117,7 @@ class ThreadedActor:
         queued = self._queued.get((peer, call))
         if queued is not None and queued.task is not None and queued.task.cancel():
             del self._queued[(peer, call)]
-            executor._reply(peer, call, 0, 1, [executor.cancelled(b"")], [])
+            executor._reply(peer, call, 0, [executor.cancelled(b"")], [])
 
     def running(self) -> list[tuple[TaskContext, float]]:
         """What runs, and since when (monotonic seconds)."""
@@ -190,7 +190,7 @@ def finish(
     spent = (time.perf_counter_ns() - started) // 1000
     with executor.worker.lock:
         retained = executor.worker.owner.ownership.retained(restored, call.peer.address) if restored else []
-        executor._reply(call.peer, call.call, min(spent, 0xFFFFFFFF), call.returns, results, retained, more)
+        executor._reply(call.peer, call.call, min(spent, 0xFFFFFFFF), results, retained, more)
 
 
 class AsyncActor:

@@ -77,6 +77,14 @@ QUIET_REPLIES = 16
 _ATOMS = frozenset({int, float, str, bytes, bool, type(None)})
 
 
+def packed_atom(value: Any) -> bytes | None:
+    """The bytes of a value that is small and has no parts; None for all others."""
+    kind = type(value)
+    if kind not in _ATOMS or (kind in (bytes, str) and len(value) > 4096):
+        return None
+    return pickle.dumps(value, 5)
+
+
 class Work(Waiter):
     """The main thread waiting for something to run."""
 
@@ -237,7 +245,7 @@ class Executor(TaskHost):
             header = frames.PUSH_HEADER.unpack_from(item[1])
             if item[0] is peer and header[3] == call:
                 self.queue.remove(item)
-                self._reply(peer, call, 0, 1, [self.cancelled(header[6])], [])
+                self._reply(peer, call, 0, [self.cancelled(header[6])], [])
                 return
         if self.concurrency is not None:
             self.concurrency.cancel(peer, call, recursive)
@@ -297,27 +305,31 @@ class Executor(TaskHost):
     def execute(self, peer: Any, frame: bytes) -> None:
         """Run one push on this thread and reply."""
         _, flags, attempt, call, number, returns, tid = frames.PUSH_HEADER.unpack_from(frame)
-        started = time.perf_counter_ns()
-        self.running_since = time.monotonic()
+        started = self.running_since = time.monotonic()
         held: list[ObjectEntry] = []
         context = TaskContext(
-            tid, "", attempt, ids.actor_of_task(tid) if self.actor_spec is not None else b"", self.assignment
+            tid, "", attempt, b"" if self.actor_spec is None else ids.actor_of_task(tid), self.assignment
         )
         self.running = (peer, call, context)
         token = CURRENT.set(context)
         restored = values.begin_restoring()
         function: Function | None = None
+        results: list[Result] | None = None
         try:
             function = self.function(peer, number)
             set_process_title(function.title)
             context.name = function.name
             context.function = function
-            args, kwargs = self._arguments(peer, frame, flags, held, restored)
-            value = function.call(*args, **kwargs)
-            del args, kwargs
+            if len(frame) == frames.PUSH_HEADER.size:
+                value = function.call()
+            else:
+                args, kwargs = self._arguments(peer, frame, flags, held, restored)
+                value = function.call(*args, **kwargs)
+                del args, kwargs
+            atom = packed_atom(value) if returns == 1 else None
             if context.cancelled and self.actor_spec is not None:   # it was given up, and ran on
                 results = [self.cancelled(tid)] * max(1, returns)
-            else:
+            elif atom is None or restored:
                 results = self.results(value, returns, tid, peer, call, function)
             del value
         except local_objects.ArgumentLost:
@@ -342,12 +354,15 @@ class Executor(TaskHost):
             self._unpin(held)
         if restored:
             self.settle_references(peer.address, restored)
-        spent = (time.perf_counter_ns() - started) // 1000
+        spent = min(int((time.monotonic() - started) * 1e6), 0xFFFFFFFF)
         if function is not None and function.max_calls:
             self._count_call(function, peer)
         with self.worker.lock:
+            if results is None:
+                self._send(peer, frames.reply_frame(call, spent, atom), spent)
+                return
             retained = self.worker.owner.ownership.retained(restored, peer.address) if restored else []
-            self._reply(peer, call, min(spent, 0xFFFFFFFF), returns, results, retained)
+            self._reply(peer, call, spent, results, retained)
 
     def _arguments(
         self, peer: Any, frame: bytes, flags: int, held: list[ObjectEntry], restored: list[Any]
@@ -385,8 +400,6 @@ class Executor(TaskHost):
         self, peer: Any, frame: bytes, flags: int, held: list[ObjectEntry]
     ) -> tuple[Any, dict[str, Any]]:
         """The arguments of a push."""
-        if len(frame) == frames.PUSH_HEADER.size:
-            return (), {}
 
         def fetch(slot: frames.Slot, raw: bool = False) -> Any:
             return local_objects.fetch(self.worker, slot, peer.address, held, raw)
@@ -400,11 +413,10 @@ class Executor(TaskHost):
     ) -> list[Result]:
         """The results of a task that returned `value`."""
         if returns == 1:
-            kind = type(value)
-            if kind in _ATOMS and not (kind in (bytes, str) and len(value) > 4096):
-                payload = pickle.dumps(value, 5)
-                return [Result(INLINE, payload, len(payload))]
-            if kind is not GeneratorType:
+            atom = packed_atom(value)
+            if atom is not None:
+                return [Result(INLINE, atom, len(atom))]
+            if type(value) is not GeneratorType:
                 return [self.result(value, ids.object_id(tid, 1), peer)]
         if returns == 0:
             return []
@@ -476,10 +488,13 @@ class Executor(TaskHost):
         return Result(FAILED, payload, len(payload))
 
     def _reply(
-        self, peer: Any, call: int, spent: int, returns: int, results: list[Result], retained: list[bytes],
+        self, peer: Any, call: int, spent: int, results: list[Result], retained: list[bytes],
         more: bool = False,
     ) -> None:
         """Answer a call. Under the lock. `more`: further answers follow soon, and `tell()` behind them."""
+        self._send(peer, frames.pack_reply(call, spent, results, retained), spent, more)
+
+    def _send(self, peer: Any, reply: bytes, spent: int, more: bool = False) -> None:
         if output.unfinished:
             output.settle()     # what the task has printed is out before its result is
         if peer.gone:
@@ -487,7 +502,7 @@ class Executor(TaskHost):
         if peer.channel is None:
             self.worker.peers.connected(peer.address)
         quiet = (more or bool(self.queue)) and spent < QUIET_US and self._untold < QUIET_REPLIES
-        peer.channel.send(frames.pack_reply(call, spent, results, retained), quiet)
+        peer.channel.send(reply, quiet)
         if quiet:
             self._quiet[peer] = None
             self._untold += 1

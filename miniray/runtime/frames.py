@@ -23,6 +23,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from miniray._native import push_frame, reply_frame, reply_in  # noqa: F401  the frames of nearly all calls
 from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
 from miniray.core.owner import Result
 
@@ -153,8 +154,7 @@ def pack_reply(call: int, spent_us: int, results: list[Result], retained: list[b
     if len(results) == 1 and not retained:
         result = results[0]
         if result.state == INLINE and not result.contents:
-            value: bytes = result.value
-            return REPLY_HEADER.pack(REPLY_ONE, 0, 1, call, spent_us) + value
+            return reply_frame(call, spent_us, result.value)
     parts = [REPLY_HEADER.pack(REPLY, 0, 0, call, spent_us), COUNT.pack(len(results))]
     for result in results:
         parts.extend(pack_result(result))

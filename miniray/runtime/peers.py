@@ -224,7 +224,7 @@ class Peers:
 
     def handle(self, batch: list[tuple[Peer, bytes | None]]) -> None:
         """Frames in the order they came; None means there is room again."""
-        owner = self._worker.owner
+        owner, executor = self._worker.owner, self._worker.executor
         now = time.monotonic()
         handlers = self._handlers
         for peer, frame in batch:
@@ -234,10 +234,11 @@ class Peers:
                 continue
             kind = frame[0]
             if kind == frames.REPLY_ONE:
-                _, _, _, call, spent = frames.REPLY_HEADER.unpack_from(frame)
                 remote = peer.remote
                 if remote is not None:
-                    owner.replied_inline(now, remote, call, spent, frame[12:])
+                    owner.replied_inline(now, remote, *frames.reply_in(frame))
+            elif kind == frames.PUSH and executor is not None:
+                executor.enqueue(peer, frame)
             else:
                 handlers[kind](peer, frame, now)
 

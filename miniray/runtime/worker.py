@@ -285,7 +285,7 @@ class CoreWorker:
             if not plain:
                 encoded.alive = None    # the entries are pinned now
             if self.owner.out:
-                self.drain(burst=True)
+                effects.drain(self, burst=True)
         if _native.released_pending():
             self.collect_released()
         return (result or None) if count == 0 else result
@@ -531,10 +531,8 @@ class CoreWorker:
 
     def _released(self, released: list[ObjectEntry]) -> None:
         with self.lock:
-            ownership = self.owner.ownership
             while released:
-                for entry in released:
-                    ownership.released(entry)
+                self.owner.ownership.released(released)
                 released = _native.drain_released()
             if self.owner.out:
                 self.drain()

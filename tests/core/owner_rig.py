@@ -154,7 +154,7 @@ class Rig:
     def drop(self, name: str) -> None:
         """The last ObjectRef of object `name` in this process dies."""
         self.entries[name].local -= 1
-        self.owner.ownership.released(self.entries[name])
+        self.owner.ownership.released([self.entries[name]])
         self._turn()
 
     def wait(self, seconds: float) -> None:

@@ -161,7 +161,7 @@ class SimWorker:
         """A reference of this process died."""
         if self.alive:
             entry.local -= 1
-            self.owner.ownership.released(entry)
+            self.owner.ownership.released([entry])
             self.end_turn()
 
     # ---- tasks
