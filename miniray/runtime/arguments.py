@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from miniray._native import push_frame
 from miniray.core.directory import ObjectEntry
 from miniray.runtime import frames, past_session, values
 from miniray.runtime.packed import Serialized
@@ -81,7 +82,7 @@ def pack_push(
     arguments = record.arguments
     returns = record.template.num_returns
     if type(arguments) is bytes:
-        return frames.push_frame(flags, record.attempt, record.call, number, returns, record.id, arguments)
+        return push_frame(flags, record.attempt, record.call, number, returns, record.id, arguments)
     flags |= frames.HAS_SLOTS
     if arguments.in_store:
         flags |= frames.IN_STORE

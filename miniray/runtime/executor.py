@@ -27,7 +27,7 @@ from collections.abc import Generator
 from types import GeneratorType
 from typing import Any, NoReturn
 
-from miniray._native import set_process_name, set_process_title
+from miniray._native import reply_frame, set_process_name, set_process_title
 from miniray._proto import common_pb2 as pb
 from miniray._proto import worker_pb2 as wire
 from miniray.core import ids
@@ -314,7 +314,8 @@ class Executor(TaskHost):
         token = CURRENT.set(context)
         restored = values.begin_restoring()
         function: Function | None = None
-        results: list[Result] | None = None
+        atom: bytes | None = None
+        results: list[Result] = []
         try:
             function = self.function(peer, number)
             set_process_title(function.title)
@@ -326,10 +327,10 @@ class Executor(TaskHost):
                 args, kwargs = self._arguments(peer, frame, flags, held, restored)
                 value = function.call(*args, **kwargs)
                 del args, kwargs
-            atom = packed_atom(value) if returns == 1 else None
+            atom = packed_atom(value) if returns == 1 and not restored else None
             if context.cancelled and self.actor_spec is not None:   # it was given up, and ran on
-                results = [self.cancelled(tid)] * max(1, returns)
-            elif atom is None or restored:
+                atom, results = None, [self.cancelled(tid)] * max(1, returns)
+            elif atom is None:
                 results = self.results(value, returns, tid, peer, call, function)
             del value
         except local_objects.ArgumentLost:
@@ -341,6 +342,7 @@ class Executor(TaskHost):
         except SystemExit as error:
             self.system_exit(error)
         except BaseException as error:
+            atom = None
             try:
                 results = failing.failures(self, error, function, peer, max(1, returns))
             except KeyboardInterrupt:       # told to stop while it failed by itself
@@ -358,8 +360,8 @@ class Executor(TaskHost):
         if function is not None and function.max_calls:
             self._count_call(function, peer)
         with self.worker.lock:
-            if results is None:
-                self._send(peer, frames.reply_frame(call, spent, atom), spent)
+            if atom is not None:
+                self._send(peer, reply_frame(call, spent, atom), spent)
                 return
             retained = self.worker.owner.ownership.retained(restored, peer.address) if restored else []
             self._reply(peer, call, spent, results, retained)

@@ -23,7 +23,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from miniray._native import push_frame, reply_frame, reply_in  # noqa: F401  the frames of nearly all calls
+from miniray._native import reply_frame
 from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
 from miniray.core.owner import Result
 

@@ -11,6 +11,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from miniray._native import reply_in
 from miniray._proto import common_pb2 as pb
 from miniray._proto.worker_pb2 import ChannelOpen, RelayBatch, ToRaylet, WorkerGone
 from miniray.core.circuit import Forgotten, goodbye
@@ -236,7 +237,7 @@ class Peers:
             if kind == frames.REPLY_ONE:
                 remote = peer.remote
                 if remote is not None:
-                    owner.replied_inline(now, remote, *frames.reply_in(frame))
+                    owner.replied_inline(now, remote, *reply_in(frame))
             elif kind == frames.PUSH and executor is not None:
                 executor.enqueue(peer, frame)
             else:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from miniray._native import push_frame, reply_frame, reply_in
 from miniray.core.directory import FAILED, INLINE, STORED, ObjectEntry
 from miniray.core.owner import Result
 from miniray.runtime import arguments, frames
@@ -77,7 +78,7 @@ def test_replies(call: int, spent: int, values: list[Result], retained: list[byt
     if frame[0] == frames.REPLY_ONE:
         _, _, count, *numbers = frames.REPLY_HEADER.unpack_from(frame)
         assert (count, numbers) == (1, [call, spent]) and not retained
-        assert frames.reply_in(frame) == (call, spent, frame[frames.REPLY_HEADER.size :])
+        assert reply_in(frame) == (call, spent, frame[frames.REPLY_HEADER.size :])
         (only,) = values
         assert (only.state, only.value, only.contents) == (INLINE, frame[frames.REPLY_HEADER.size :], ())
     else:
@@ -148,19 +149,19 @@ def test_a_push_without_references_is_its_header_and_the_pickle(returns: int) ->
 
 def test_native_frames_refuse_what_does_not_fit_their_fields() -> None:
     good: list[Any] = [0, 0, 1, 1, 1, b"t" * 24, b"payload"]
-    assert len(frames.push_frame(*good)) == frames.PUSH_HEADER.size + 7
+    assert len(push_frame(*good)) == frames.PUSH_HEADER.size + 7
     for field, wrong in ((0, 256), (1, 1 << 16), (2, 1 << 32), (2, -1), (3, 1 << 32), (4, 1 << 31)):
         with pytest.raises(ValueError, match=f"{wrong} does not fit"):
-            frames.push_frame(*good[:field], wrong, *good[field + 1 :])
+            push_frame(*good[:field], wrong, *good[field + 1 :])
     for field, wrong in ((5, b"short"), (6, "text"), (6, None), (2, 1.5)):
         with pytest.raises(TypeError):
-            frames.push_frame(*good[:field], wrong, *good[field + 1 :])
+            push_frame(*good[:field], wrong, *good[field + 1 :])
     with pytest.raises(TypeError):
-        frames.reply_frame(1, 1, "text")  # type: ignore[arg-type]
+        reply_frame(1, 1, "text")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="4294967296 does not fit"):
-        frames.reply_frame(1, 1 << 32, b"")
+        reply_frame(1, 1 << 32, b"")
     with pytest.raises(ValueError, match="a reply of 11 bytes"):
-        frames.reply_in(bytes(11))
+        reply_in(bytes(11))
 
 
 def test_references_among_the_arguments_arrive_as_values_in_their_places() -> None:
