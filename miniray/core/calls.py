@@ -117,17 +117,15 @@ class ActorCalls:
     def submitted(self, now: float, record: TaskRecord) -> None:
         """A call was made; `record.unresolved` says how many arguments are still missing."""
         client: ActorClient = record.client
-        remote = client.remote
-        goes_at_once = (
-            client.state == ALIVE and remote is not None and not client.queue and record.dependencies is None
-        )
-        if not goes_at_once:
+        may_go = client.state == ALIVE and not client.queue and record.dependencies is None
+        remote = client.remote if may_go else None
+        if remote is None:
             client.queue.append(record)
         token = client.token
         if token is not None and client.held is None and token.state != FREED:
             token.pins += 1
             client.held = token
-        if goes_at_once:
+        if remote is not None:      # nothing waits, and it waits for nothing
             self._push(now, record, remote)
         elif client.state == ALIVE:
             self.flush(now, client)
