@@ -307,9 +307,8 @@ class Executor(TaskHost):
         _, flags, attempt, call, number, returns, tid = frames.PUSH_HEADER.unpack_from(frame)
         started = self.running_since = time.monotonic()
         held: list[ObjectEntry] = []
-        context = TaskContext(
-            tid, "", attempt, b"" if self.actor_spec is None else ids.actor_of_task(tid), self.assignment
-        )
+        actor_id = b"" if self.actor_spec is None else ids.actor_of_task(tid)
+        context = TaskContext(tid, "", attempt, actor_id, self.assignment)
         self.running = (peer, call, context)
         token = CURRENT.set(context)
         restored = values.begin_restoring()
