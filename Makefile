@@ -18,7 +18,7 @@ BUILD_NEEDS := scikit-build-core pybind11 grpcio-tools cmake ninja
 ML_NEEDS := torch torchvision pillow safetensors
 
 .DEFAULT_GOAL := help
-.PHONY: help tools venv locked build ml test test-slow test-net trial demo check lint types bench bench-gan compare-gan sim sim-refs scale chaos native-sanitize fuzz audit sbom clean distclean
+.PHONY: help tools venv locked build ml test test-slow test-net trial demo check lint types bench bench-gan compare-gan sim sim-refs sim-copies scale chaos native-sanitize fuzz audit sbom clean distclean
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
@@ -104,6 +104,9 @@ sim: $(VENV)/.build-stamp  ## the cluster's real code under simulated faults (SE
 
 sim-refs: $(VENV)/.build-stamp  ## the same, short seeds about references alone (SEEDS=10000 in some minutes)
 	@$(PY) -m tests.sim --references $(if $(SEED),--seed $(SEED),--seeds $(SEEDS) --check-every 16) $(ARGS)
+
+sim-copies: $(VENV)/.build-stamp  ## the same, short seeds about large objects that are passed on while they come in
+	@$(PY) -m tests.sim --copies $(if $(SEED),--seed $(SEED),--seeds $(SEEDS)) $(ARGS)
 
 chaos: $(VENV)/.build-stamp  ## real daemons under random kills, stops, broken connections, full disks (MINUTES=10, SEED=7, ARGS=--hosts for hosts of their own)
 	@$(PY) -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)

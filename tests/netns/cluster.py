@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from tests.netns.network import Host
@@ -125,10 +127,13 @@ class NetCluster:
         return Script(code, enter=host.enter, **self.environment(host))
 
     def kill(self, host: Host) -> None:
-        """The machine is gone: every process on it."""
+        """The machine is gone: every process on it, and its disk."""
         for pid in host.processes():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         eventually(lambda: not host.processes(), f"processes on {host.name}")
+        for left in Path(self._home(host)).glob("miniray-*"):
+            shutil.rmtree(left)
 
     def kill_head(self) -> None:
         """The head's process is gone; the node beside it goes on."""

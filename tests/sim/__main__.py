@@ -10,7 +10,7 @@ import argparse
 import sys
 import traceback
 
-from . import references
+from . import copies, references
 from .run import Failure, Simulation, scenario_of
 from .shrink import shrink
 
@@ -37,6 +37,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shrink", action="store_true", help="make each failing seed smaller")
     parser.add_argument("--check-every", type=int, default=8, help="machine.check() after each Nth stimulus")
     parser.add_argument("--references", action="store_true", help="short seeds about references alone")
+    parser.add_argument("--copies", action="store_true", help="short seeds about large objects")
     parser.add_argument("--story", action="store_true", help="print the whole trace")
     parser.add_argument("--trace", help="write the trace of the (last) seed to this file")
     return parser.parse_args()
@@ -44,7 +45,8 @@ def parse() -> argparse.Namespace:
 
 def run(seed: int, options: argparse.Namespace) -> bool:
     """One seed, told on stdout; True when it kept every promise."""
-    drawn = references.scenario_of if options.references else scenario_of
+    drawn = (references.scenario_of if options.references
+             else copies.scenario_of if options.copies else scenario_of)
     simulation = Simulation(seed, drawn(seed, options.changes), options.check_every)
     failure = None
     try:

@@ -178,6 +178,8 @@ def _node_left(node: SimNode, kept: dict[bytes, None]) -> list[str]:
     left += [f"{name(key[0])} waits for a lease" for key in machine.requests.known]
     left += [f"bundle {index} of {name(group)}" for group, index in machine.hosting.bundles]
     left += [f"pulls {name(oid)}" for oid in machine.transfer.pulls]
+    left += [f"a part of {name(oid)}" for oid in node.copying.landings]
+    left += [f"sends {name(oid)}" for oid, spread in machine.serving.spreads.items() if spread.readers]
     if machine.resources.available != machine.resources.total:
         left.append(f"available {machine.resources.available} of {machine.resources.total}")
     return left

@@ -15,9 +15,10 @@ from miniray._proto import common_pb2 as common
 from miniray._proto import gcs_pb2, raylet_pb2, worker_pb2
 from miniray.core import ids, node_effects
 from miniray.core.contract import HEAD, Send
-from miniray.core.memory import NOBODY
+from miniray.core.memory import NOBODY, Owner
 from miniray.core.node import Node
 
+from .copying import Copying
 from .network import LinkEnd, Network, Pipe, Wire, WireEnd
 from .world import Timer, Violation, World
 
@@ -104,6 +105,7 @@ class SimNode:
         info = common.NodeInfo(node_id=self.id, node_name=name, host=name, port=1, hostname=name)
         info.total.amounts.update(total)
         self.node = Node(info, Random(world.rng.getrandbits(64)), store_bytes=store_bytes)
+        self.copying = Copying(self)
         self._timer = Timer(world, self._tick)
         network.attach(self.id, self._packet)
         self.node.started(world.now)
@@ -139,7 +141,7 @@ class SimNode:
         """Between SIGSTOP and SIGCONT."""
         return self._held_up is not None
 
-    def _holds_up(self, call: Callable[..., None], *arguments: Any) -> bool:
+    def holds_up(self, call: Callable[..., None], *arguments: Any) -> bool:
         """True when the raylet is stopped: then it is called later."""
         if self._held_up is None:
             return False
@@ -155,6 +157,7 @@ class SimNode:
         for process in list(self.processes.values()):
             process.worker.die()
         self.processes.clear()
+        self.copying.end()
         self.store.clear()
         self.disk.clear()
 
@@ -180,7 +183,7 @@ class SimNode:
         return end
 
     def _packet(self, source: bytes, packet: Any) -> None:
-        if self._holds_up(self._packet, source, packet):
+        if self.holds_up(self._packet, source, packet):
             return
         self._link(source).received(packet)
 
@@ -208,7 +211,7 @@ class SimNode:
 
     def client_message(self, worker_id: bytes, message: worker_pb2.ToRaylet, pipe: Pipe | None) -> None:
         """From a worker's or driver's socket; `pipe` is what a descriptor stands for."""
-        if not self.is_up or self._holds_up(self.client_message, worker_id, message, pipe):
+        if not self.is_up or self.holds_up(self.client_message, worker_id, message, pipe):
             return
         fd = self._descriptor(pipe) if pipe is not None else None
         if message.WhichOneof("body") == "register":
@@ -235,7 +238,7 @@ class SimNode:
         self.world.after(EXIT_SEEN_S * (0.5 + self.world.rng.random()), self._exit_seen, process, how)
 
     def _exit_seen(self, process: Process, how: str) -> None:
-        if not self.is_up or self._holds_up(self._exit_seen, process, how):
+        if not self.is_up or self.holds_up(self._exit_seen, process, how):
             return
         process.to_raylet.read_all()
         failure = common.Failure(kind=common.WORKER_DIED, message=f"{process.worker.name} {how}")
@@ -251,11 +254,11 @@ class SimNode:
     @property
     def used(self) -> int:
         """Bytes in the store."""
-        return sum(item.size for item in self.store.values())
+        return sum(item.size for item in self.store.values()) + self.copying.bytes
 
     def put(self, oid: bytes, value: Any, size: int, creator: bytes) -> bool:
-        """Seal an object, or find that it exists; False if there is no room."""
-        if oid in self.store:
+        """Seal an object, or find that it exists, or is on its way here; False if there is no room."""
+        if oid in self.store or oid in self.copying.landings:
             return True
         if self.used + size > self.store_bytes:
             return False
@@ -265,7 +268,7 @@ class SimNode:
     # ---- turns
 
     def _tick(self) -> None:
-        if self.is_up and not self._holds_up(self._tick):
+        if self.is_up and not self.holds_up(self._tick):
             self.node.tick(self.world.now)
             self._turn()
 
@@ -328,7 +331,7 @@ class SimNode:
 
     def connection_came(self, hello: raylet_pb2.ChannelHello, end: WireEnd) -> None:
         """Another raylet has dialled this one for two workers."""
-        if self._holds_up(self.connection_came, hello, end):
+        if self.holds_up(self.connection_came, hello, end):
             return
         self.node.connection_came(self.world.now, hello, self._descriptor(end))
         self._turn()
@@ -344,7 +347,7 @@ class SimNode:
         self.world.after(delay, self._forked, effect.startup_token)
 
     def _forked(self, token: bytes) -> None:
-        if not self.is_up or token not in self.starting or self._holds_up(self._forked, token):
+        if not self.is_up or token not in self.starting or self.holds_up(self._forked, token):
             return
         self._workers_made += 1
         name = f"{self.name}.w{self._workers_made}"
@@ -383,7 +386,7 @@ class SimNode:
         self.world.after(self.disk_s, self._spilled, effect)
 
     def _spilled(self, effect: node_effects.SpillObjects) -> None:
-        if not self.is_up or self._holds_up(self._spilled, effect):
+        if not self.is_up or self.holds_up(self._spilled, effect):
             return
         if self.disk_is_full:
             failure = common.Failure(kind=common.OUT_OF_DISK, message="the disk is full")
@@ -400,7 +403,7 @@ class SimNode:
         self.world.after(self.disk_s, self._restored, effect.object_id)
 
     def _restored(self, oid: bytes) -> None:
-        if not self.is_up or self._holds_up(self._restored, oid):
+        if not self.is_up or self.holds_up(self._restored, oid):
             return
         item = self.disk.get(oid)
         failure = None
@@ -418,7 +421,24 @@ class SimNode:
         for oid in effect.object_ids:
             self.disk.pop(oid, None)
 
+    def unreachable_s(self) -> float:
+        """How long it takes to find out that a node does not answer."""
+        return UNREACHABLE_S * (0.5 + self.world.rng.random())
+
+    def seal_copy(self, oid: bytes, item: Stored) -> None:
+        """All bytes of a copy have come."""
+        self.store[oid] = Stored(item.value, item.size, False, b"", item.making)
+
+    def fetch_ended(self, oid: bytes, size: int, owner: Owner, failure: common.Failure | None,
+                    elsewhere: list[bytes]) -> None:
+        """A fetch of a large object is over."""
+        self.node.fetch_ended(self.world.now, oid, size, owner, failure, elsewhere)
+        self._turn()
+
     def _start_fetch(self, effect: node_effects.StartFetch) -> None:
+        if self.copying.is_for(effect.object_id):
+            self.copying.start(effect)
+            return
         self._fetches_made += 1
         version = self._fetches[effect.object_id] = self._fetches_made
         if effect.fresh:
@@ -428,7 +448,7 @@ class SimNode:
             item = self._copy_at(effect.node_id, effect.object_id)
             delay = 0.002 + self.world.rng.random() * 0.01 + (item.size / BYTES_PER_S if item else 0)
             if not self.network.reaches(self.id, effect.node_id):
-                delay = UNREACHABLE_S * (0.5 + self.world.rng.random())
+                delay = self.unreachable_s()
         self.world.after(delay, self._fetched, effect.object_id, effect.node_id, version)
 
     def _copy_at(self, node_id: bytes, oid: bytes) -> Stored | None:
@@ -438,7 +458,7 @@ class SimNode:
     def _fetched(self, oid: bytes, source_id: bytes, version: int) -> None:
         if not self.is_up or self._fetches.get(oid) != version:
             return
-        if self._holds_up(self._fetched, oid, source_id, version):
+        if self.holds_up(self._fetched, oid, source_id, version):
             return
         del self._fetches[oid]
         failure, size, owner = None, 0, NOBODY
@@ -466,6 +486,7 @@ class SimNode:
         self._turn()
 
     def _stop_fetch(self, effect: node_effects.StopFetch) -> None:
+        self.copying.stop(effect)
         self._fetches.pop(effect.object_id, None)
         if not effect.keep:
             self._partly.pop(effect.object_id, None)

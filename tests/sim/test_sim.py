@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from . import references
+from . import copies, references
 from .faults import Plan
 from .network import Weather
 from .run import Failure, Scenario, Simulation, scenario_of
@@ -54,6 +54,13 @@ def test_references_are_neither_lost_nor_kept(first: int) -> None:
 @pytest.mark.parametrize("seed", KEPT_REFERENCES)
 def test_seeds_that_broke_a_promise_about_references_keep_it(seed: int) -> None:
     check(Simulation(seed, references.scenario_of(seed)))
+
+
+@pytest.mark.parametrize("seed", [70, 80])
+def test_large_objects_reach_everybody_whatever_dies_in_their_chains(seed: int) -> None:
+    simulation = check(Simulation(seed, copies.scenario_of(seed), 4))
+    lines = simulation.world.lines
+    assert [line for line in lines if " passes " in line], "nobody passed on what was still coming"
 
 
 def test_actors_in_a_cycle_live_as_long_as_their_driver_and_nothing_else_does() -> None:
