@@ -203,7 +203,7 @@ class Transfer:
         if failure is not None:
             self._finish(now, pull, failure)
         else:
-            pull.state = QUEUED
+            self._next_source(now, pull)
         self._advance(now)
 
     def _restored(self, now: float, object_id: bytes, failure: common.Failure | None) -> None:
@@ -244,7 +244,7 @@ class Transfer:
                 f"object {pull.object_id.hex()} will have no copy: {message.over}")))
         else:
             self.lookout.heard(pull, message)
-            if pull.state == BACKING_OFF:
+            if pull.state in (QUEUED, BACKING_OFF):
                 self._next_source(now, pull)
             elif pull.state == FETCHING:
                 self._leave_stalled(now, pull)
@@ -411,6 +411,7 @@ class Transfer:
         for pull in self.pulls.values():
             assert pull.waiters, "a pull nobody waits for"
             assert pull.kin.keys() == pull.sources.keys() >= pull.not_before.keys(), "sources miscounted"
+            assert pull.state != BACKING_OFF or pull.sources, "a pull without a source waits for one"
             if pull.state == FETCHING:
                 counts[pull.source] = counts.get(pull.source, 0) + 1
         assert counts == self.sources_busy, "fetches per source miscounted"

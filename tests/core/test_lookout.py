@@ -5,7 +5,10 @@ from __future__ import annotations
 from miniray._proto import common_pb2 as common
 from miniray._proto import worker_pb2
 from miniray.core.lookout import LOOK_EVERY_S, STALLED_S, WATCH_AFTER_S
+from miniray.core.memory import NOBODY
 from miniray.core.node_effects import StartFetch, StopFetch
+from miniray.core.pulls import BACKING_OFF, QUEUED
+from miniray.core.transfer import ACTIVE_PULLS, SILENT_RETRY_S
 from tests.core.rig import NODE, PEER, Rig
 
 OID = b"o" * 28
@@ -118,6 +121,23 @@ def test_bytes_of_two_makings_are_told_apart_when_the_first_source_has_died() ->
     rig.told(A)
     rig.told(B, removed=[A])
     assert rig.fetches() == [(B, True)]
+
+
+def test_a_pull_in_the_queue_waits_when_news_takes_the_only_source_at_hand() -> None:
+    rig = Puller()
+    rig.ends(common.NODE_DIED)      # A is given time
+    for number in range(ACTIVE_PULLS):
+        rig.say(rig.client, pull=worker_pb2.PullRequest(
+            request_id=10 + number, object_id=b"%028d" % number, owner=OWNER,
+            locations=[(A, B)[number % 2]], size=SIZE))
+    rig.take(StartFetch)
+    rig.told(A, B)
+    assert rig.node.transfer.pulls[OID].state == QUEUED and rig.fetches() == [], "others are before it"
+    rig.told(removed=[B])
+    assert rig.node.transfer.pulls[OID].state == BACKING_OFF
+    rig.node.fetch_ended(rig.now, b"%028d" % 0, SIZE, NOBODY, None, [])
+    rig.advance(SILENT_RETRY_S)
+    assert rig.fetches() == [(A, False)]
 
 
 def test_the_owners_last_word_ends_the_pull() -> None:
