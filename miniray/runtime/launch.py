@@ -102,7 +102,9 @@ class Launch:
             command.append(str(number))
         command.append(boot.ROOM_FOR_TITLES)
         try:
-            self._launcher = os.posix_spawn(sys.executable, command, os.environ, file_actions=actions)
+            self._launcher = os.posix_spawn(
+                sys.executable, command, os.environ, file_actions=actions,
+                setpgroup=0)    # out of the reach of a terminal: Ctrl-C is for this process
         finally:
             os.close(read_options)
             os.close(write_ready)
@@ -138,6 +140,7 @@ class Launch:
 
     def close(self) -> None:
         """Let go of the daemon; it ends if it was not sent options."""
+        is_wanted = self._options < 0
         for descriptor in (self._options, self._ready):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -145,8 +148,10 @@ class Launch:
         launcher, self._launcher = self._launcher, 0
         if launcher:
             try:
+                if not is_wanted:
+                    os.kill(launcher, 9)    # it may be at its imports, and whoever pressed Ctrl-C waits
                 os.waitpid(launcher, 0)
-            except ChildProcessError:
+            except (ChildProcessError, ProcessLookupError):
                 pass  # the user ignores SIGCHLD
 
     def __enter__(self) -> Launch:

@@ -31,7 +31,11 @@ class RayletClient:
 
     def __init__(self, path: str) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.connect(path)
+        try:
+            self._sock.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            self._sock.close()
+            raise ConnectionError(f"no raylet listens at {path}: it has ended") from None
         _demand_own(self._sock, path)
         self._lock = threading.Lock()
         self._buffer = bytearray()

@@ -258,6 +258,15 @@ def test_a_daemon_that_is_killed_before_it_has_a_zygote_leaves_no_directory(
     until(lambda: not list(tmp_path.iterdir()), "the directory goes")
 
 
+def test_ctrl_c_at_the_terminal_does_not_reach_a_daemon_on_its_way() -> None:
+    """It goes to the process group in the foreground; the daemon's interpreter would print a traceback."""
+    with launch.Launch("local") as started:
+        started.start()
+        assert os.getpgid(started._launcher) == started._launcher != os.getpgrp()
+        pid = started._launcher
+    assert not os.path.exists(f"/proc/{pid}"), "unasked, it ends at once"
+
+
 def test_a_daemon_whose_starter_has_gone_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the pid of its driver lives: it is somebody else's by now."""
     monkeypatch.setenv("MINIRAY_TMPDIR", str(tmp_path))
