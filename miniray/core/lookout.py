@@ -9,6 +9,8 @@
 Most pulls are over before, and cost their owner nothing but the news of the copy. A fetch from which nothing
 has come for `STALLED_S` goes on from another node, if the owner says of both that they have the whole object.
 (Who passes on what it does not have yet may stand still because of those before it: that is waited for.)
+Two that wait for one another's rest wait in vain, though: a pull that has no other sources is given up when
+nothing has come for `STRANDED_S`, so that the owner hears of the loss.
 
 Pure; part of `core.transfer.Transfer`.
 """
@@ -25,6 +27,7 @@ from miniray.core.relay import Relay
 WATCH_AFTER_S = 1.0
 LOOK_EVERY_S = 1.0
 STALLED_S = 2.0
+STRANDED_S = 10.0
 
 
 @dataclass(slots=True)
@@ -40,7 +43,7 @@ class Lookout:
         owner = pull.owner
         if pull.is_watching or not owner.worker_id:
             return
-        if owner.node_id == self.node_id or owner.node_id in self.peers:
+        if not self._is_dead(owner.node_id):
             pull.is_watching, pull.has_heard = True, False
             self._tell(pull)
 
@@ -73,6 +76,19 @@ class Lookout:
             if node_id not in pull.failed:
                 pull.places[node_id] = None
         pull.name(pull.places)
+
+    def is_stranded(self, now: float, pull: Pull, come: int) -> bool:
+        """All sources wait for the rest as well, by all that the owner says, and for long; `come` bytes are
+        here."""
+        is_told = pull.has_heard or self._is_dead(pull.owner.node_id)
+        if not is_told or any(node_id in pull.places for node_id in pull.sources):
+            pull.stranded = None
+        elif pull.stranded is None or pull.stranded[1] != come:
+            pull.stranded = (now, come)
+        return pull.stranded is not None and now >= pull.stranded[0] + STRANDED_S
+
+    def _is_dead(self, node_id: bytes) -> bool:
+        return node_id != self.node_id and node_id not in self.peers
 
     # ---- fetches that take long ----
 

@@ -58,6 +58,8 @@ class Pull:
     """Bytes that had come when a fetch was last looked at."""
     come_at: float = 0.0
     """When there were more than before."""
+    stranded: tuple[float, int] | None = None
+    """Since when no source has had all of it, with how many bytes that had come by then."""
     look_at: float = 0.0
     """When the fetch is looked at again."""
 

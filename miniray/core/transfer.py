@@ -173,6 +173,10 @@ class Transfer:
             self._give_time(pull, source, now + pause)
             if pull.refusals >= PATIENT_REFUSALS:
                 self.lookout.watch(pull)
+            if self.lookout.is_stranded(now, pull, self.arrived(pull.object_id)):
+                pull.state = QUEUED
+                self._finish(now, pull, self._lost(pull))
+                return
         else:
             pull.drop(source, failure.message)
         self._next_source(now, pull)

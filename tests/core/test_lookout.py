@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from miniray._proto import common_pb2 as common
 from miniray._proto import worker_pb2
-from miniray.core.lookout import LOOK_EVERY_S, STALLED_S, WATCH_AFTER_S
+from miniray.core.lookout import LOOK_EVERY_S, STALLED_S, STRANDED_S, WATCH_AFTER_S
 from miniray.core.memory import NOBODY
 from miniray.core.node_effects import StartFetch, StopFetch
-from miniray.core.pulls import BACKING_OFF, QUEUED
+from miniray.core.pulls import BACKING_OFF, FETCHING, QUEUED
 from miniray.core.transfer import ACTIVE_PULLS, SILENT_RETRY_S
 from tests.core.rig import NODE, PEER, Rig
 
@@ -25,6 +25,7 @@ class Puller(Rig):
         for node_id in (PEER, A, B):
             self.peer(node_id)
         self.come = 0
+        self.answer_of: common.Failure | None = None
         self.node.transfer.arrived = lambda object_id: self.come
         self.client = self.driver()
         if not owner.worker_id:
@@ -39,9 +40,9 @@ class Puller(Rig):
     def fetches(self) -> list[tuple[bytes, bool]]:
         return [(effect.node_id, effect.fresh) for effect in self.take(StartFetch)]
 
-    def ends(self, kind: common.ErrorKind.ValueType | None = None) -> None:
+    def ends(self, kind: common.ErrorKind.ValueType | None = None, elsewhere: tuple[bytes, ...] = ()) -> None:
         failure = None if kind is None else common.Failure(kind=kind, message="it failed")
-        self.node.fetch_ended(self.now, OID, SIZE, (OWNER.node_id, OWNER.worker_id), failure, [])
+        self.node.fetch_ended(self.now, OID, SIZE, (OWNER.node_id, OWNER.worker_id), failure, list(elsewhere))
         self.settle()
 
     def watches(self) -> list[bool]:
@@ -138,6 +139,37 @@ def test_a_pull_in_the_queue_waits_when_news_takes_the_only_source_at_hand() -> 
     rig.node.fetch_ended(rig.now, b"%028d" % 0, SIZE, NOBODY, None, [])
     rig.advance(SILENT_RETRY_S)
     assert rig.fetches() == [(A, False)]
+
+
+def test_two_that_wait_for_one_anothers_rest_give_up_but_not_who_gets_more() -> None:
+    rig = Puller()
+    rig.ends(common.UNAVAILABLE, elsewhere=(B,))
+    rig.node.peer_lost(rig.now, A, common.Failure())    # nobody has all of it any more
+    began = rig.now
+    while rig.answer_of is None:
+        assert rig.now < began + 10 * STRANDED_S, "it waits for ever"
+        for source, _ in rig.fetches():
+            assert source == B
+            if rig.now < began + STRANDED_S:
+                rig.come += 1       # B is ahead of us still
+            rig.ends(common.UNAVAILABLE)
+        if rig.watches():
+            rig.told()      # the owner knows of A alone
+        rig.advance(0.1)
+        rig.answer_of = rig.answer()
+    assert rig.now > began + 2 * STRANDED_S - 1
+    assert rig.answer_of.kind == common.OBJECT_LOST and "died" in rig.answer_of.message
+
+
+def test_who_is_sent_away_by_a_whole_copy_again_and_again_waits() -> None:
+    rig = Puller()
+    while rig.now < 100 + 3 * STRANDED_S:
+        if rig.fetches() or rig.node.transfer.pulls[OID].state == FETCHING:
+            rig.ends(common.UNAVAILABLE)
+        if rig.watches():
+            rig.told(A)
+        rig.advance(0.1)
+    assert rig.answer() is None
 
 
 def test_the_owners_last_word_ends_the_pull() -> None:
