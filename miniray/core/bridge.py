@@ -106,7 +106,7 @@ class Bridge:
         """Forget the client's subscriptions; its mutating requests still run their course.
 
         But a GCS that starts afresh hears of its end before it hears of them: it would make an actor
-        that nobody owns.
+        or a placement group that nobody owns.
         """
         for request_id, entry in list(self.pending.items()):
             if entry.worker_id == worker_id:
@@ -174,6 +174,8 @@ class Bridge:
 
 
 def _ends_with_its_sender(request: gcs_pb2.ControlRequest) -> bool:
+    if request.WhichOneof("body") == "group_create":
+        return not request.group_create.info.detached
     return request.WhichOneof("body") == "actor_register" and not request.actor_register.spec.detached
 
 

@@ -552,8 +552,8 @@ def test_after_a_restart_of_the_gcs_what_was_unanswered_is_asked_again() -> None
     assert cursors == {"worker": 0, "actor": 7}
 
 
-def test_after_a_restart_of_the_gcs_no_actor_is_asked_for_whose_owner_has_ended() -> None:
-    """The new GCS hears of the owner's end first, and would keep the actor for ever."""
+def test_after_a_restart_of_the_gcs_nothing_is_asked_for_whose_owner_has_ended() -> None:
+    """The new GCS hears of the owner's end first, and would keep an actor or a group for ever."""
     rig = Rig()
     driver = rig.driver()
     for number, detached in ((1, False), (2, True)):
@@ -561,12 +561,15 @@ def test_after_a_restart_of_the_gcs_no_actor_is_asked_for_whose_owner_has_ended(
         spec.owner.node_id, spec.owner.worker_id = NODE, driver
         register = gcs_pb2.ActorRegister(spec=spec)
         rig.say(driver, control=gcs_pb2.ControlRequest(request_id=number, actor_register=register))
+        create = gcs_pb2.GroupCreate(info=common.PlacementGroupInfo(detached=detached))
+        rig.say(driver, control=gcs_pb2.ControlRequest(request_id=10 + number, group_create=create))
     rig.exit(driver)
     rig.to(HEAD, "request")
     rig.node.head_restarted(rig.now)
     rig.settle()
-    again = [r.actor_register.spec for r in rig.to(HEAD, "request") if r.HasField("actor_register")]
-    assert [spec.detached for spec in again] == [True]
+    again = rig.to(HEAD, "request")
+    assert [r.actor_register.spec.detached for r in again if r.HasField("actor_register")] == [True]
+    assert [r.group_create.info.detached for r in again if r.HasField("group_create")] == [True]
 
 
 def test_one_subscription_serves_all_clients_and_late_ones_get_the_present_state() -> None:

@@ -10,9 +10,13 @@ import argparse
 import sys
 import traceback
 
-from . import copies, references
+from . import copies, references, services
 from .run import Failure, Simulation, scenario_of
 from .shrink import shrink
+
+FAMILIES = {
+    "references": references.scenario_of, "copies": copies.scenario_of, "services": services.scenario_of,
+}
 
 
 def seeds_of(text: str) -> range:
@@ -38,6 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--check-every", type=int, default=8, help="machine.check() after each Nth stimulus")
     parser.add_argument("--references", action="store_true", help="short seeds about references alone")
     parser.add_argument("--copies", action="store_true", help="short seeds about large objects")
+    parser.add_argument("--services", action="store_true", help="short seeds about services and groups")
     parser.add_argument("--story", action="store_true", help="print the whole trace")
     parser.add_argument("--trace", help="write the trace of the (last) seed to this file")
     return parser.parse_args()
@@ -45,8 +50,7 @@ def parse() -> argparse.Namespace:
 
 def run(seed: int, options: argparse.Namespace) -> bool:
     """One seed, told on stdout; True when it kept every promise."""
-    drawn = (references.scenario_of if options.references
-             else copies.scenario_of if options.copies else scenario_of)
+    drawn = next((FAMILIES[name] for name in FAMILIES if getattr(options, name)), scenario_of)
     simulation = Simulation(seed, drawn(seed, options.changes), options.check_every)
     failure = None
     try:

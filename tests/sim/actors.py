@@ -53,15 +53,20 @@ class Actors:
         max_task_retries: int = 0,
         max_concurrency: int = 1,
         strategy: pb.SchedulingStrategy | None = None,
+        name: str = "",
+        namespace: str = "",
     ) -> Ref:
-        """Register an actor; returns its first handle."""
+        """Register an actor, with a `name` a detached one; returns its first handle."""
         worker = self._worker
         number = worker.cluster.next_number()
         actor_id = ids.actor_id(number.to_bytes(12, "little"), worker.job_id)
-        name = worker.world.call_it(actor_id, f"a{number}") and f"a{number}"
+        shown = worker.world.call_it(actor_id, f"a{number}") and f"a{number}"
         spec = pb.ActorSpec(
             actor_id=actor_id,
-            class_name=name,
+            class_name=shown,
+            name=name,
+            namespace=namespace,
+            detached=bool(name),
             max_restarts=max_restarts,
             max_task_retries=max_task_retries,
             max_concurrency=max_concurrency,
@@ -76,7 +81,7 @@ class Actors:
         client = worker.owner.calls.client(actor_id)
         client.owned = True
         client.max_task_retries = max_task_retries
-        tid = worker.new_task_id(f"{name}.init", actor_id)
+        tid = worker.new_task_id(f"{shown}.init", actor_id)
         token = worker.owner.directory.own(ids.object_id(tid, 1))
         token.state = INLINE
         token.value = Value(token.id)
@@ -128,6 +133,8 @@ class Actors:
     def _registered(self, actor_id: bytes, reply: gcs.ControlReply) -> None:
         if reply.failure.kind:
             self._news(actor_id, DEAD, None, 0, reply.failure)
+        elif actor_id in self._worker.cluster.oracle.detached:
+            self._worker.cluster.oracle.detached[actor_id] = True
 
     # ---- news
 

@@ -110,7 +110,8 @@ def kept_by_actors(cluster: Cluster) -> dict[bytes, None]:
             fresh = [one.id for one in _below(entry) if one.id not in kept]
             kept.update(dict.fromkeys(fresh))
             found += fresh
-    return kept | {actor: None for actor, handle in oracle.handles.items() if handle in kept}
+    reached = {actor: None for actor, handle in oracle.handles.items() if handle in kept}
+    return kept | reached | dict.fromkeys(oracle.detached)
 
 
 def _below(entry: ObjectEntry | None) -> list[ObjectEntry]:
@@ -209,6 +210,21 @@ def _head_left(cluster: Cluster, kept: dict[bytes, None]) -> list[str]:
 def pb_lookup() -> Any:
     """A lookup of all groups."""
     return gcs.GroupLookup()
+
+
+def detached_live(cluster: Cluster) -> list[str]:
+    """Detached actors that were acknowledged, start again for ever and were not ended, but do not live."""
+    assert cluster.head.head is not None
+    records = cluster.head.head.actors.registry.records
+    alive = {worker.actor.actor_id for worker in cluster.workers if worker.alive and worker.actor is not None}
+    missing = []
+    for actor_id, was_acknowledged in cluster.oracle.detached.items():
+        record = records.get(actor_id)
+        has_died = record is None or record.is_dead
+        if was_acknowledged and (has_died or actor_id not in alive):
+            state = "unknown" if record is None else pb.ActorState.Name(record.info.state)
+            missing.append(f"{cluster.world.name(actor_id)} is detached, restarts for ever, and is {state}")
+    return missing
 
 
 def groups_are_whole(cluster: Cluster) -> None:

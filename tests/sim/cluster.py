@@ -122,8 +122,17 @@ class Cluster:
             template = self._templates[key] = MethodTemplate(program, returns)
         return template
 
+    def end_actors(self, actor_ids: list[bytes]) -> None:
+        """Somebody without a node of its own ends actors for ever."""
+        if self.head.head is not None:
+            for actor_id in actor_ids:
+                request = gcs.ControlRequest(actor_kill=gcs.ActorKill(actor_id=actor_id, no_restart=True))
+                self.head.head.request(self.head.world.now, request, 0)
+            self.head.turn()
+
     def drain_node(self, node: SimNode, deadline_s: float) -> None:
         """Ask a node to leave when it is empty."""
         if self.head.head is not None:
+            self.oracle.drained += 1
             request = gcs.ControlRequest(drain=gcs.DrainRequest(node_id=node.id, deadline_s=deadline_s))
             self.head.head.request(self.head.world.now, request, 0)

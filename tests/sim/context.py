@@ -13,7 +13,7 @@ from miniray._proto import gcs_pb2 as gcs
 from miniray.core.tasks import STREAMING
 
 from .streams import SimStream
-from .values import Arguments, Loaded, Ref
+from .values import Arguments, Loaded, Named, Ref
 from .world import Coroutine
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .worker import SimWorker
 
 UNIT = 10_000
+NAMESPACE = "services"
 
 
 class Context:
@@ -63,16 +64,17 @@ class Context:
         retries: int = 3,
         retry_exceptions: bool = False,
         cpus: float = 1.0,
+        priority: int = 0,
         strategy: pb.SchedulingStrategy | None = None,
     ) -> list[Ref]:
         """Submit a task; `arguments` are read before it runs, `nested` arrive as references."""
         worker = self.worker
         template = worker.cluster.template(worker, program, returns, retries, retry_exceptions)
-        spec = pb.SchedulingClass(job_id=worker.job_id, function_name=program)
+        spec = pb.SchedulingClass(job_id=worker.job_id, function_name=program, priority=priority)
         spec.resources.amounts["CPU"] = round(cpus * UNIT)
         if strategy is not None:
             spec.strategy.CopyFrom(strategy)
-        lane = worker.owner.submission.lane((cpus, spec.strategy.SerializeToString()), spec)
+        lane = worker.owner.submission.lane((cpus, priority, spec.strategy.SerializeToString()), spec)
         encoded = Arguments(body, [ref.entry for ref in arguments or ()], nested or [])
         name = f"t{worker.cluster.tasks_made()}"
         return self._mine(worker.submit(template, encoded, self.task, lane=lane, retries=retries, name=name))
@@ -148,9 +150,15 @@ class Context:
         encoded = Arguments(body, [ref.entry for ref in arguments or ()], nested or [])
         return self._mine([self.worker.actors.create(program, encoded, **options)])[0]
 
+    def find(self, name: str) -> Coroutine:
+        """The actor of that name, as `Named`, or None if there is none."""
+        lookup = gcs.ActorLookup(name=name, namespace=NAMESPACE)
+        reply = yield self.worker.request("actor_lookup", lookup)
+        return None if reply.failure.kind else Named(reply.actor.spec.actor_id)
+
     def call(
         self,
-        handle: Ref,
+        handle: Ref | Named,
         program: str,
         arguments: list[Ref] | None = None,
         nested: list[Ref] | None = None,
@@ -169,7 +177,7 @@ class Context:
             )
         )
 
-    def kill(self, handle: Ref, no_restart: bool) -> Coroutine:
+    def kill(self, handle: Ref | Named, no_restart: bool) -> Coroutine:
         """End an actor at once."""
         yield self.worker.request("actor_kill", gcs.ActorKill(actor_id=handle.actor, no_restart=no_restart))
 

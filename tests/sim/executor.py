@@ -332,9 +332,7 @@ class Executor:
         self.spec = message.spec
         self.attempt = message.attempt
         self.width = max(1, message.spec.max_concurrency)
-        self.world.note(
-            self.worker.name, f"is {self.world.name(message.spec.actor_id)} attempt {self.attempt}"
-        )
+        self.worker.cluster.oracle.actor_started(self.worker, message.spec, message.attempt)
         self.world.spawn(self._construct(message), lambda: self.worker.alive)
 
     def _construct(self, message: wire.StartActor) -> Coroutine:

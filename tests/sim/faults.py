@@ -151,6 +151,17 @@ class Faults:
         self._tell(f"the clock of the head jumps by {hours:.1f} hours")
         self.cluster.head.clock_jumped(hours * 3600.0)
 
+    def _fork_failure(self) -> None:
+        """For a while no process can be made on a node."""
+        node = self.world.rng.choice(self.cluster.living)
+        seconds = min(self._left, self.world.rng.uniform(0.1, 2.0))
+        node.forks_fail = True
+        self._tell(f"no process starts on {node.name} for {seconds:.1f} s")
+        self.world.after(seconds, self._forks_well, node)
+
+    def _forks_well(self, node: SimNode) -> None:
+        node.forks_fail = False
+
     # ---- disks
 
     def _slow_disk(self) -> None:

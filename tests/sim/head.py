@@ -129,6 +129,10 @@ class SimHead:
 
     # ---- effects
 
+    def turn(self) -> None:
+        """Carry out what a request from outside the nodes has decided."""
+        self._turn()
+
     def _turn(self) -> None:
         head = self.head
         if head is None:

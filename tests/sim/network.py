@@ -16,7 +16,7 @@ from typing import Any
 
 from miniray.core.link import Deliver, Link, LinkOptions, PeerReset, Transmit
 
-from .world import Timer, World
+from .world import Timer, Violation, World
 
 PACKETS = LinkOptions(ack_delay_s=0.05, resend_s=0.3, resend_max_s=2.0)
 
@@ -43,6 +43,8 @@ class Network:
         self._cuts: dict[frozenset[bytes], int] = {}
         self.silent: dict[bytes, None] = {}
         """Hosts that are gone without a trace: their address does not even refuse connections."""
+        self.ends: dict[tuple[bytes, int, bytes], LinkEnd] = {}
+        """All ends of links that ever were, by host, incarnation and other host."""
 
     def attach(self, host: bytes, receive: Callable[[bytes, Any], None]) -> None:
         """`receive(source, packet)` gets what is sent to `host`; replaces an earlier life."""
@@ -117,6 +119,10 @@ class LinkEnd:
         self._timer = Timer(world, self._tick)
         self.closed = False
         self._stopped = False
+        self._sent: list[tuple[str, int]] = []
+        """Kind and size of every message to this incarnation of the other end."""
+        self._delivered = 0
+        network.ends[here, incarnation, there] = self
 
     def stop(self) -> None:
         """The process at this end is stopped: it sends nothing, not even again."""
@@ -131,6 +137,7 @@ class LinkEnd:
     def send(self, message: Any) -> None:
         """Queue one message; what is sent within one instant shares packets."""
         self.link.send(message)
+        self._sent.append(_shown(message))
         self._arm()
 
     def received(self, packet: Any) -> None:
@@ -155,15 +162,31 @@ class LinkEnd:
             if type(effect) is Transmit:
                 self._network.send(self._here, self._there, effect.packet)
             elif type(effect) is Deliver:
+                self._is_next(effect.message)
                 self._on_message(effect.message)
             else:
                 assert type(effect) is PeerReset
+                self._sent.clear()
+                self._delivered = 0
                 self._on_reset(effect.undelivered)
         self._arm()
+
+    def _is_next(self, message: Any) -> None:
+        """Each message comes once, and in the order in which it was sent; looked at from outside."""
+        other = self._network.ends.get((self._there, self.link.peer, self._here))
+        if other is not None and other.link.peer == self.link.incarnation:
+            if other._sent[self._delivered : self._delivered + 1] != [_shown(message)]:
+                text = f"message {self._delivered + 1} of a link is not what was sent: {_shown(message)}"
+                raise Violation(text)
+        self._delivered += 1
 
     def _arm(self) -> None:
         if not self.closed and not self._stopped:
             self._timer.set(self.link.next_deadline())
+
+
+def _shown(message: Any) -> tuple[str, int]:
+    return message.WhichOneof("body") or "", message.ByteSize()
 
 
 class Pipe:

@@ -29,6 +29,7 @@ STORE_BYTES = 1 << 30
 FORK_S = 0.004
 EXIT_SEEN_S = 0.003
 BYTES_PER_S = 1e9
+LAST_WORDS_S = 0.1
 UNREACHABLE_S = 1.5
 """How long a fetch takes to find out that its source does not answer."""
 
@@ -88,6 +89,7 @@ class SimNode:
         self.disk_s = 0.005
         """What writing or reading a spilled object takes."""
         self.disk_is_full = False
+        self.forks_fail = False
         self._held_up: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
         """What has reached the raylet while it is stopped."""
         self._make_worker = make_worker
@@ -349,6 +351,12 @@ class SimNode:
     def _forked(self, token: bytes) -> None:
         if not self.is_up or token not in self.starting or self.holds_up(self._forked, token):
             return
+        if self.forks_fail:
+            del self.starting[token]
+            failure = common.Failure(kind=common.WORKER_DIED, message="no process could be made for it")
+            self.node.worker_start_failed(self.world.now, token, failure)
+            self._turn()
+            return
         self._workers_made += 1
         name = f"{self.name}.w{self._workers_made}"
         worker_id = self.world.id(ids.WORKER_ID_SIZE, name)
@@ -500,8 +508,12 @@ class SimNode:
         self.world.note(self.name, effect.text)
 
     def _stop_node(self, effect: node_effects.StopNode) -> None:
+        """Its processes end at once; its last words are on their way for a moment."""
         self.world.note(self.name, f"ends: {effect.reason}")
-        self._down()
+        for process in list(self.processes.values()):
+            process.worker.die()
+        self.processes.clear()
+        self.world.after(LAST_WORDS_S, self._down)
 
 
 def _about(world: World, kind: str, message: Any) -> str:

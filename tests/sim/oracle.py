@@ -5,6 +5,7 @@ It changes nothing and draws no random numbers. Safety while the cluster runs:
 - a reference has one value for ever, the same for every reader, and it is its own; what has raised
   has no value, and what has a value was run;
 - a body runs at most once without retries and at most 1 + n times with n (bounces do not count);
+- an actor starts again at most as often as it may, drained nodes aside;
 - one caller's calls start in the order they were made, in each life of an actor;
 - keys of the store are registers (`registers`), and what is saved is known after a restart;
 - no object is freed while a reference to it lives in a process its owner takes for alive, unless
@@ -62,6 +63,10 @@ class Oracle:
         """Object -> processes with live references."""
         self.handles: dict[bytes, bytes] = {}
         """Actor -> the object that its handles carry."""
+        self.detached: dict[bytes, bool] = {}
+        """Detached actors that nobody has ended: whether the head has acknowledged them."""
+        self.drained = 0
+        """Nodes that were told to leave: what that moves costs no restart."""
         self.read = 0
         self.errors: dict[str, int] = {}
         self._dead_actors: dict[bytes, None] = {}
@@ -125,7 +130,15 @@ class Oracle:
     def actor_made(self, worker: SimWorker, spec: pb.ActorSpec, handle: bytes) -> None:
         """A program makes an actor, whose handles carry the object `handle`."""
         self.handles[spec.actor_id] = handle
+        if spec.detached:
+            self.detached[spec.actor_id] = False
         self.world.note(worker.name, f"makes {self.world.name(spec.actor_id)} restarts {spec.max_restarts}")
+
+    def actor_started(self, worker: SimWorker, spec: pb.ActorSpec, attempt: int) -> None:
+        """A process becomes an actor, which has been started `attempt` times before."""
+        self.world.note(worker.name, f"is {self.world.name(spec.actor_id)} attempt {attempt}")
+        if 0 <= spec.max_restarts < attempt - self.drained:
+            self.fail(f"it may start again {spec.max_restarts} times, not {attempt}", spec.actor_id)
 
     def actor_died(self, actor_id: bytes) -> None:
         """Its creator learns that it is dead, and lets go of what its constructor took."""

@@ -247,6 +247,10 @@ class Peers:
             return
         again = bool(results) and results[0].state == FAILED and self._may_retry(record, results[0].value)
         now = self._worker.world.now
+        only = results[0] if len(results) == 1 and not (retained or again) else None
+        if only is not None and only.state == INLINE and not only.contents:
+            self._worker.owner.replied_inline(now, remote, call, spent_us, only.value)
+            return
         self._worker.owner.replied(now, remote, call, spent_us, list(results), list(retained), again)
 
     def _item(self, peer: Peer, call: int, index: int, result: Result) -> None:

@@ -165,6 +165,7 @@ class Simulation:
             if script.driver.alive:
                 script.driver.leave("the script is over")
         self._rest("the drivers have left")
+        self._end_services()
 
     def _rest(self, when: str) -> None:
         left: list[str] = []
@@ -183,6 +184,18 @@ class Simulation:
                 raise Violation(f"{REST_S:g} s after {when} there is left:\n    {shown}")
         checkers.look(self.cluster)
         checkers.groups_are_whole(self.cluster)
+
+    def _end_services(self) -> None:
+        """What was detached still lives when all drivers have left; then it is ended, and nothing is left."""
+        oracle, deadline = self.cluster.oracle, self.world.now + REST_S
+        while missing := checkers.detached_live(self.cluster):
+            if self.world.now >= deadline:
+                raise Violation("; ".join(missing))
+            self.world.run(lambda: False, self.world.now + 0.5)
+        if oracle.detached:
+            self.cluster.end_actors(list(oracle.detached))
+            oracle.detached.clear()
+            self._rest("the services have ended")
 
     def _stuck(self) -> list[str]:
         stuck = []

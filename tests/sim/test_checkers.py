@@ -7,11 +7,15 @@ import re
 import pytest
 
 from miniray.core import ids
+from miniray.core.actor_registry import ActorRecord
+from miniray.core.actors import Actors
+from miniray.core.link import Deliver
 from miniray.core.owner import Owner
 from miniray.core.submission import Submission
 
-from . import checkers
+from . import checkers, services
 from .faults import Faults, Plan
+from .network import LinkEnd
 from .registers import Registers
 from .run import Failure, Scenario, Simulation, figures_of, scenario_of
 from .shrink import kind_of, shrink
@@ -39,6 +43,26 @@ def test_a_task_run_once_too_often_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(Owner, "retry", always)
     assert "times, runs on" in fails()
+
+
+def test_an_actor_that_starts_again_too_often_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = Actors._lost
+
+    def for_ever(self: Actors, now: float, record: ActorRecord, cause: object, **options: bool) -> None:
+        lost(self, now, record, cause, **{**options, "charged": False})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Actors, "_lost", for_ever)
+    assert "it may start again" in fails(scenario=services.scenario_of(4, {"worker_crash": 12}))
+
+
+def test_a_service_that_ends_with_its_driver_is_seen() -> None:
+    simulation = Simulation(1, SMALL)
+    simulation.world.run(lambda: False, 1.0)
+    actor = bytes(16)
+    simulation.cluster.oracle.detached[actor] = False
+    assert checkers.detached_live(simulation.cluster) == [], "nobody has promised it"
+    simulation.cluster.oracle.detached[actor] = True
+    assert "restarts for ever, and is unknown" in checkers.detached_live(simulation.cluster)[0]
 
 
 def test_an_object_freed_too_early_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +118,17 @@ def test_a_value_after_an_error_and_a_value_without_a_run_are_seen() -> None:
     task.starts.clear()
     with pytest.raises(Violation, match="never ran"):
         oracle.value_read(driver, ran, value)
+
+
+def test_a_message_that_comes_twice_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    carry_out = LinkEnd._carry_out
+
+    def twice(self: LinkEnd) -> None:
+        self.link.out += [effect for effect in self.link.out if type(effect) is Deliver]
+        carry_out(self)
+
+    monkeypatch.setattr(LinkEnd, "_carry_out", twice)
+    assert "of a link is not what was sent" in fails()
 
 
 def test_copies_that_differ_are_seen() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from . import copies, references
+from . import copies, references, services
 from .faults import Plan
 from .network import Weather
 from .run import Failure, Scenario, Simulation, scenario_of
@@ -66,6 +66,11 @@ def test_large_objects_reach_everybody_whatever_dies_in_their_chains(seed: int) 
     simulation = check(Simulation(seed, copies.scenario_of(seed), 4))
     lines = simulation.world.lines
     assert [line for line in lines if " passes " in line], "nobody passed on what was still coming"
+
+
+def test_services_outlive_their_makers_and_groups_are_whole() -> None:
+    oracles = [check(Simulation(seed, services.scenario_of(seed))).cluster.oracle for seed in range(10)]
+    assert sum(len(oracle.tasks) for oracle in oracles) > 500 and not any(one.detached for one in oracles)
 
 
 def test_actors_in_a_cycle_live_as_long_as_their_driver_and_nothing_else_does() -> None:

@@ -37,6 +37,10 @@ class Value:
     note: Any = None
     """What else the reader compares: an actor's counter, …"""
 
+    def __len__(self) -> int:
+        """As of bytes."""
+        return self.size
+
 
 @dataclass(frozen=True)
 class UserError:
@@ -97,6 +101,13 @@ class Ref:
             self.alive = False
             self.worker.cluster.oracle.ref_dropped(self.worker, self.entry.id)
             self.worker.released(self.entry)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A handle of an actor that was found by its name: it holds nothing."""
+
+    actor: bytes
 
 
 class Loaded:
