@@ -389,6 +389,11 @@ class Submission:
             del self._requests[request_id]
             self.out.append(LeaseUnwanted(request_id))
 
+    def give_back_idle(self) -> None:
+        """Leases without work go back at once, whatever will be asked for next."""
+        for lane in self.lanes.values():
+            self._give_back_idle(lane)
+
     def _give_back_idle(self, lane: Lane) -> None:
         for remote in list(lane.leases.values()):
             if not remote.inflight:

@@ -554,6 +554,12 @@ class CoreWorker:
             self.run_callbacks()
         self.collect_released()
 
+    def give_back_idle_leases(self) -> None:
+        """What ends with something else, a placement group say, shall not end workers that only wait here."""
+        with self.lock:
+            self.owner.submission.give_back_idle()
+            self.drain()
+
     def request(self, field: str, message: Any, timeout: float | None = 60.0) -> gcs.ControlReply:
         """One control-plane request; raises the typed error of a refusal, GetTimeoutError if no answer."""
         return self.control.request(field, message, timeout)

@@ -230,7 +230,9 @@ def remove_placement_group(placement_group: PlacementGroup) -> None:
     from miniray._proto import gcs_pb2 as gcs
 
     message = gcs.GroupRemove(placement_group_id=placement_group.id.binary())
-    _worker().request("group_remove", message)
+    worker = _worker()
+    worker.give_back_idle_leases()
+    worker.request("group_remove", message)
 
 
 def get_placement_group(placement_group_name: str) -> PlacementGroup:

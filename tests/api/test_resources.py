@@ -118,6 +118,20 @@ def test_actors_of_a_removed_group_say_so(ray_start):
             ray.get(member.ping.remote(), timeout=10)
 
 
+def test_groups_that_come_and_go_use_the_same_processes(ray_start):
+    @ray.remote(num_cpus=1)
+    def process():
+        return os.getpid()
+
+    processes = set()
+    for _ in range(12):
+        group = ray.util.placement_group([{"CPU": 1}])
+        inside = PlacementGroupSchedulingStrategy(group)
+        processes.add(ray.get(process.options(scheduling_strategy=inside).remote(), timeout=60))
+        ray.util.remove_placement_group(group)
+    assert len(processes) <= 4, "removing a group ends what runs in it, not who waits there"
+
+
 def test_an_actor_that_was_killed_before_it_ran_says_so(ray_start):
     @ray.remote(resources={"nowhere": 1})
     class Never:

@@ -148,6 +148,18 @@ def test_an_idle_lease_is_given_back_after_a_short_while() -> None:
     assert rig.effects() == ["return lease 1"] and rig.lane().idle
 
 
+def test_idle_leases_of_all_lanes_are_given_back_at_once_when_they_shall_be() -> None:
+    rig = Rig()
+    rig.submit("a", lane="one")
+    rig.submit("b", function="b", lane="other")
+    rig.grant(1, W1)
+    rig.grant(2, W2)
+    rig.reply("a")
+    rig.effects()
+    rig.owner.submission.give_back_idle()
+    assert rig.effects() == ["return lease 1"] and rig.lane("one").idle and not rig.lane("other").idle
+
+
 def test_a_lease_with_work_in_flight_is_kept() -> None:
     rig = Rig()
     rig.submit("a")

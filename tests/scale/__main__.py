@@ -88,6 +88,8 @@ def run(whole: Size, rounds: int, directory: str) -> dict[str, Column]:
     for name, size in {**sizes, ALL: whole}.items():
         large = _cluster(size, directory, name)
         columns[name] = compared(small, large, rounds)
+        for probe, pair in columns[name].items():
+            print(f"  {probe}: {pair.cell()}", file=sys.stderr, flush=True)
         large.head.head.check()
         large.head.storage.close()
         del large

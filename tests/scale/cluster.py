@@ -60,6 +60,8 @@ class HollowCluster:
         self.leases: list[Lease] = []
         self._actors_made = self._groups_made = self._leases_asked = self._rows_told = 0
         self._roomy: list[HollowNode] = []
+        self._asked: dict[int, tuple[HollowNode, bytes]] = {}
+        """Leases that are not granted yet, and for whom."""
         self.join(size.nodes)
         self._start_job()
         self.make_actors(size.actors)
@@ -185,26 +187,32 @@ class HollowCluster:
 
         Those who see others would send some on, to nodes that see nobody and could not do so in turn.
         """
-        asked = []
         for _ in range(count):
             if not self._roomy:
                 self._roomy = [one for one in self.nodes
                                if one.workers and not one.sees and one.has_cpu(UNIT)]  # fmt: skip
                 assert self._roomy, "no node that sees no other has room for one more task"
-            one = self._roomy.pop()
-            asked.append((one, self._ask_for_lease(one)))
+            self._ask_for_lease(self._roomy.pop())
             self.clock.run(self.clock.now + 0.0002)
-        self.clock.run(self.clock.now + 1.0)
-        self.leases += [(one, one.granted[request]) for one, request in asked]
+        self._until(self._granted)
 
-    def _ask_for_lease(self, one: HollowNode) -> int:
+    def _ask_for_lease(self, one: HollowNode) -> None:
         self._leases_asked += 1
         owner = common.Address(node_id=one.id, worker_id=one.workers[0])
         cls = common.SchedulingClass(job_id=self.job_id, function_name="task")
         cls.resources.amounts["CPU"] = UNIT
         lease = wire.LeaseRequest(request_id=self._leases_asked, requester=owner, scheduling_class=cls)
-        one.say(one.workers[0], lease_request=lease)
-        return self._leases_asked
+        self._asked[self._leases_asked] = one, owner.worker_id
+        one.say(owner.worker_id, lease_request=lease)
+
+    def _granted(self) -> bool:
+        """Whether all that was asked for is granted; who has ended since does not need it."""
+        for request, (one, worker_id) in list(self._asked.items()):
+            if request in one.granted:
+                self.leases.append((one, one.granted[request]))
+            if request in one.granted or worker_id not in one.workers:
+                del self._asked[request]
+        return not self._asked
 
     def end_tasks(self, count: int) -> None:
         """Those that were begun last."""
