@@ -132,6 +132,7 @@ def test_nobody_can_talk_a_port_down_to_plain_text(cluster: Encrypted) -> None:
         with socket.create_connection((cluster.host, port), 10) as sock:
             sock.settimeout(30)
             sock.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(64))
+            sock.shutdown(socket.SHUT_WR)   # else the data port waits for the rest of a handshake
             try:
                 said = sock.recv(1000)
             except ConnectionResetError:
