@@ -106,6 +106,8 @@ class Pump:
         """When the drainer ticks next."""
         self._attended = 0.0
         """When an attending thread ticked last."""
+        self._spun = False
+        """Who attended has spun in vain already: whoever waits next sleeps at once."""
         self._epoch = 0
         self._stopped = False
         self._exiting = False
@@ -178,7 +180,11 @@ class Pump:
                 self._attended = now
                 self._tick()
             end = now + ATTEND_S
-            while now < end and (frames := self.mailbox.poll(POLL_LIMIT, SPIN_US)):
+            while now < end:
+                frames = self.mailbox.poll(POLL_LIMIT, SPIN_US)
+                if not frames:
+                    self._spun = True
+                    return False
                 self._handle(frames)
                 if is_over():
                     return True
@@ -259,8 +265,10 @@ class Pump:
                     if waiter.remaining <= 0:
                         break
                 until = self._due if deadline is None else min(self._due, deadline)
+                spins = self.by_rings and not self._spun
+                self._spun = False
                 self.asleep = True
-                mailbox.wait(min(until - now, FOREVER), spin_us if self.by_rings else 0)
+                mailbox.wait(min(until - now, FOREVER), spin_us if spins else 0)
                 self.asleep = False
             return True
         finally:

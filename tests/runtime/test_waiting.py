@@ -215,6 +215,31 @@ def test_who_attends_in_vain_gives_the_right_back(worker: Worker, monkeypatch: p
     assert worker.wait_for(b"another")
 
 
+class Listening:
+    """A mailbox that notes how long its sleepers are to spin before."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        self.spins: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._mailbox, name)
+
+    def wait(self, timeout_s: float, spin_us: int) -> Any:
+        self.spins.append(spin_us)
+        return self._mailbox.wait(timeout_s, spin_us)
+
+
+def test_who_has_attended_in_vain_sleeps_without_spinning_once_more(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet(worker, monkeypatch)
+    listening = worker.pump.mailbox = Listening(worker.mailbox)
+    assert not attend(worker, b"never") and not worker.wait_for(b"never", timeout=0.05)
+    assert not worker.wait_for(b"never", timeout=0.05)
+    assert listening.spins[0] == 0 and waiting.SPIN_US in listening.spins[1:]
+
+
 def test_nobody_attends_while_others_drain_or_there_is_something_else_to_do(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
