@@ -88,6 +88,45 @@ def test_kill_9_ends_the_session_and_all_that_ran_in_it(victims: str) -> None:
         eventually(tree.gone, "the session is gone", WITHIN_S)
 
 
+def kill_together(*pids: int) -> None:
+    """As if at one moment: none of them acts between the deaths of the others."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in pids:
+        kill(pid)
+
+
+def test_what_daemons_leave_when_all_are_killed_is_cleared_away_by_those_connected_to_them() -> None:
+    """The head does it for a node, and the nodes for the head."""
+    import miniray as ray
+    from miniray.cluster_utils import Cluster
+    from miniray.runtime import sessions
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        ray.init(cluster.address, configure_logging=False)
+        node = cluster.add_node(num_cpus=1, resources={"there": 1})
+
+        @ray.remote(resources={"there": 1})
+        def escape() -> int:
+            import subprocess
+
+            return subprocess.Popen(["sleep", "1000"], env={}, start_new_session=True).pid
+
+        escaped = ray.get(escape.remote(), timeout=60)
+        (guardian,) = agent.children_of(node.pid)
+        kill_together(guardian, zygote_of(node.pid), node.pid)
+        eventually(lambda: not alive(escaped), "what the user had started ends")
+        eventually(lambda: not Path(node.session_dir).exists(), "the node's directory goes")
+        (head,) = [session for session in sessions.living() if session.pid == cluster._head_pid]
+        (janitor,) = agent.children_of(head.pid)
+        kill_together(janitor, head.pid)
+        eventually(lambda: not Path(head.directory).exists(), "the head's directory goes")
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
 def test_a_session_goes_on_without_its_guardian_and_is_gone_at_its_end() -> None:
     with Script(SESSION + "input(); say(after=ray.get(ray.remote(lambda: 7).remote()))") as driver:
         tree = Tree(driver)
