@@ -419,7 +419,7 @@ def check_index(group: Any, index: int) -> None:
     elif not -1 <= index < group.bundle_count:
         raise ValueError(
             f"placement group bundle index {index} is invalid. Valid placement group indexes: "
-            f"0-{group.bundle_count}"
+            f"0-{group.bundle_count - 1}"
         )
 
 

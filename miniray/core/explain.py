@@ -13,6 +13,7 @@ Pure; reads the machines of `core.head`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -97,9 +98,14 @@ def story(head: Head, now: float, key: bytes) -> list[str]:
     return lines
 
 
+_UNSAID = {pb.TASK_CANCELLED: "it was cancelled"}
+"""What a failure without a message says."""
+
+
 def causes(failure: pb.Failure) -> list[str]:
     """A failure as links of a chain: what happened, how the process ended, its last words."""
-    links = [failure.message or pb.ErrorKind.Name(failure.kind)]
+    said = failure.message or _UNSAID.get(failure.kind, pb.ErrorKind.Name(failure.kind))
+    links = [f"{said} (node {short(failure.node_id)})" if failure.node_id and failure.pid else said]
     if failure.exit_detail and failure.exit_detail not in failure.message:
         links.append(failure.exit_detail)
     if failure.stderr_tail:
@@ -176,6 +182,15 @@ def _held(head: Head, reason: str, wanted: Iterable[str]) -> list[str]:
     most = sorted(holders, key=lambda holder: -holders[holder])[:HOLDERS_SHOWN]
     shown = ", ".join(f"{holders[holder]} x {holder}" for holder in most)
     return [f"{' and '.join(names)}: held by {shown}, until they end"] if shown else []
+
+
+def kept(head: Head, links: Iterable[str]) -> list[str]:
+    """Who keeps what a task waits for, where the node that would run it has not said so."""
+    found = (match for link in links if (match := _WAITING.search(link)) is not None)
+    return next((_held(head, match[0], [match[1]]) for match in found), [])
+
+
+_WAITING = re.compile(r"waiting for ([^\s:]+): .* free on ")
 
 
 # ---- placement groups

@@ -95,8 +95,8 @@ class Owner:
         """The error of a task that was given up, in the shell's form."""
         self.argument_failed: Callable[[TaskRecord, ObjectEntry], Any] = lambda record, entry: entry.value
         """Gives the error of a task whose argument has failed; what it is made of is the shell's business."""
-        self.words_of: Callable[[Any], str] = lambda error: str(getattr(error, "message", "") or "")
-        """An error for people; what errors are made of is the shell's business."""
+        self.words_of: Callable[[Any], list[str]] = lambda error: [error.message] if error is not None else []
+        """An error as links of a chain; what errors are made of is the shell's business."""
         self.finished: list[TaskRecord] = []
         self.finished_dropped = 0
         self.unfinished = 0

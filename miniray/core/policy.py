@@ -38,6 +38,8 @@ from miniray.core.resources import Resources
 SPREAD_THRESHOLD = 0.5
 """Nodes are packed up to this use of their scarcest resource."""
 
+LABELS_SHOWN = 5
+"""Values of one label that a reason names."""
 NEAR = 0.75
 """From 0 to 1: how alike two names must be for one to be a slip for the other."""
 TOP_FRACTION = 0.2
@@ -143,7 +145,7 @@ def choose(
             if node_id is not None:
                 return Choice(node_id)
         if refusal is None or not refusal.feasible:     # it waits for the first that could ever serve it
-            refusal = _no_room(nodes, demand, strategy, avoid)
+            refusal = _no_room(nodes, demand, strategy, alive)
     assert refusal is not None
     return refusal
 
@@ -324,19 +326,32 @@ def describe_labels(wanted: Iterable[LabelMatch]) -> str:
 
 
 def _no_room(
-    nodes: list[NodeView], demand: Resources, strategy: SchedulingStrategy, avoid: Container[bytes]
+    nodes: list[NodeView], demand: Resources, strategy: SchedulingStrategy, alive: list[NodeView]
 ) -> Choice:
     """Nobody has room: is there someone who could, and what is missing?"""
     if not nodes:
         if strategy.labels:
             choices = [strategy.labels, *(fallback.matches for fallback in strategy.fallbacks)]
             wanted = "; or ".join(describe_labels(choice) for choice in choices)
-            return Choice(None, False, f"no live node has labels where {wanted}")
+            offered = _labels_of(alive, [match.key for choice in choices for match in choice])
+            return Choice(None, False, f"no live node has labels where {wanted}{offered}")
         return Choice(None, False, "the cluster has no live node")
     able = [node for node in nodes if is_feasible(node, demand)]
     if not able:
         return Choice(None, False, _too_small(nodes, demand))
     return Choice(None, True, _shortage(able, demand))
+
+
+def _labels_of(nodes: list[NodeView], keys: Iterable[str]) -> str:
+    """What the nodes have of these labels instead; "" without nodes."""
+    if not nodes:
+        return ""
+    parts = []
+    for key in dict.fromkeys(keys):
+        found = list(dict.fromkeys(node.labels[key] for node in nodes if key in node.labels))
+        more = ", …" if len(found) > LABELS_SHOWN else ""
+        parts.append(f"{key} is {', '.join(found[:LABELS_SHOWN])}{more}" if found else f"none has {key}")
+    return f"; on the live ones {' and '.join(parts)}"
 
 
 def _too_small(nodes: list[NodeView], demand: Resources) -> str:

@@ -14,7 +14,7 @@ from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core import ids
 from miniray.core.desk import short
-from miniray.core.explain import explain, merged
+from miniray.core.explain import explain, kept, merged
 
 if TYPE_CHECKING:
     from miniray.core.head import Head
@@ -87,6 +87,8 @@ class Questions:
         inquiry = gcs.Inquiry(ticket=query.ticket, key=query.id, job_id=job_id, within_s=query.within_s)
         findings = self.inquired(now, inquiry)
         answer = merged(query.id, own, list(findings.findings))
+        if answer.unsettled and answer.kind in ("task", "object"):
+            answer.chain.extend(kept(self._head, answer.chain))
         answer.asked = findings.asked
         return answer
 

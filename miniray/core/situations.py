@@ -78,7 +78,7 @@ _add("pending",
      "the cluster has no live node",
      "start a node (`miniray start --address …`)"),
     ("label",
-     "no live node has labels where {wanted}",
+     "no live node has labels where {wanted}{offered}",
      "give a node such labels (`--labels`), or loosen the selector"),
     ("affinity-busy",
      "node {node}, the only one allowed: waiting for {what}",
@@ -183,6 +183,10 @@ _add("slow",
      "it is queued here behind {count} others{running}",
      "calls of one actor run one at a time: raise max_concurrency, make the method async, or use more "
      "actors"),
+    ("group",
+     "it is queued here behind {count} others of {group}, which runs {width} at a time{running}",
+     "raise max_concurrency (or the group's width in concurrency_groups), give the long calls a group of "
+     "their own, or use more actors"),
     ("pulled",
      "its argument {id}, {bytes} bytes, is pulled there from node {node}",
      "large arguments travel once per node: put the task where they are, or pass smaller ones"),
@@ -214,6 +218,10 @@ _add("stuck",
      "this is a cycle, and none of them can ever end: {names}",
      "break the circle: do not wait (`get`) inside a call for one that needs its caller; make the "
      "methods async, raise max_concurrency, or return the reference instead of its value"),
+    ("cancelled",
+     "{name} ({id}) was told to end by ray.cancel() {seconds} s ago, and runs on{at}",
+     "its code catches KeyboardInterrupt (in a coroutine CancelledError) or is native: let it pass, or end "
+     "it with ray.cancel(force=True), an actor with ray.kill()"),
     ("store-full",
      "node {node} makes room in its full store for its {bytes} bytes, for {client}",
      "delete references that are not needed, or start the node with more object_store_memory"),
@@ -254,6 +262,10 @@ _add("dead",
     ("killed-9",
      "{who} ended with signal SIGKILL{more}",
      "somebody, or the kernel for want of memory (`dmesg`), killed it from outside"),
+    ("cut-off",
+     "{who} closed its connection to its node while it lived, and was killed{more}",
+     "its code has replaced the process (os.exec…) or closed descriptors that are not its own: run programs "
+     "with subprocess"),
     ("signal",
      "{who} ended with signal {name}{more}",
      "something outside, or abort() in native code, ended it"),
@@ -316,7 +328,7 @@ _add("dead",
      "ray.cancel() was called for it, or for its parent"),
     ("raised",
      "task {name} ({id}) failed{where}",
-     "the next link is what it raised"),
+     "the next link is what it raised; the error that `get` raises has the traceback"),
     ("attempts",
      "this was attempt {number}: those before it failed",
      "its story tells of the attempts"),
@@ -388,6 +400,7 @@ _add("lost",
 
 _SPEAKER = re.compile(r"^\S[^:]* [0-9a-f]{12} \(pid \d+, node [0-9a-f]{12}\): ")
 """Who says it, before the link of another process."""
+_OF_AN_ACTOR = "The actor died because its node has died. "
 
 
 @functools.cache
@@ -407,8 +420,16 @@ def _pattern(says: str) -> re.Pattern[str]:
 
 def recognise(link: str) -> Situation | None:
     """The situation that a link of a chain describes; None for what user code said, say."""
-    words = _SPEAKER.sub("", link)
-    return next((one for pattern, one in _patterns() if pattern.fullmatch(words)), None)
+    words = _SPEAKER.sub("", link).removeprefix(_OF_AN_ACTOR)
+    found = [one for pattern, one in _patterns() if pattern.fullmatch(words)]
+    if not found or not found[0].says.startswith("{"):
+        return found[0] if found else None
+    return min(found, key=lambda one: words.find(_literal(one)))
+
+
+def _literal(one: Situation) -> str:
+    """The first words of a sentence that begins with a name."""
+    return next(part for part in re.split(r"\{\w+\}", one.says) if part.strip())
 
 
 def advice(links: Iterable[str]) -> str:

@@ -146,6 +146,12 @@ def _short(address: Address) -> str:
     return address[1].hex()[:12]
 
 
+def titled(entry: ObjectEntry) -> str:
+    """An object, and the task that made it."""
+    of_task = f", the result of {entry.task.label}," if entry.task is not None else ""
+    return f"object {entry.id.hex()}{of_task}"
+
+
 # ---- what holds an object
 
 
@@ -172,8 +178,17 @@ def _ready_links(owner: Owner, entry: ObjectEntry) -> tuple[str, list[str]]:
     if entry.state == INLINE:
         return f"is ready: {size} in its owner's memory", holders(entry)
     if entry.state == FAILED:
-        return "is an error", [text for text in (owner.words_of(entry.value),) if text]
+        return "is an error", [*_failed(entry.task), *owner.words_of(entry.value)]
     return f"is {STATE_NAMES[entry.state]}", []
+
+
+def _failed(record: TaskRecord | None) -> list[str]:
+    """Which task an error is the result of; nothing of a borrowed object."""
+    if record is None:
+        return []
+    outcome = "was cancelled" if record.state == CANCELLED else "failed"
+    attempt = f" in attempt {record.attempt + 1}" if record.attempt else ""
+    return [f"task {record.label} ({record.id.hex()[:12]}) {outcome}{attempt}"]
 
 
 # ---- answers
@@ -220,7 +235,7 @@ def _task(owner: Owner, now: float, key: bytes) -> gcs.Explanation:
         outcome = "was cancelled" if record.state == CANCELLED else "has finished"
         failed = record.error is not None or any(entry.state == FAILED for entry in record.returns)
         found.sentence = f"{name} {'failed' if failed and record.state != CANCELLED else outcome}"
-        found.chain.extend(text for text in (owner.words_of(record.error),) if text)
+        found.chain.extend(owner.words_of(record.error))
     else:
         entry = next(iter(record.returns), None)
         found.sentence = f"{name} has not ended: it was submitted {now - record.submitted_at:.1f} s ago"

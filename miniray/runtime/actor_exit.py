@@ -32,6 +32,14 @@ class Closed:
     def cancel(self, peer: Any, call: int, recursive: bool) -> None:
         """Nothing that could be cancelled is left."""
 
+    def not_begun(self) -> list[bytes]:
+        """None of what was queued will begin."""
+        return []
+
+    def running(self) -> list[Any]:
+        """What still runs has no caller any more."""
+        return []
+
 
 def request(executor: Any) -> NoReturn:
     """`exit_actor()` in user code: what runs in this call ends here."""

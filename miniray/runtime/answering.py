@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import worker_pb2 as wire
 from miniray.core import ids, why
-from miniray.runtime import executing, sites
+from miniray.runtime import concurrency, executing, sites
 
 if TYPE_CHECKING:
     from miniray.runtime.worker import CoreWorker
@@ -79,9 +79,16 @@ def _running(worker: CoreWorker, key: bytes, now: float) -> gcs.Explanation:
     waiting_ids = executing.queued(worker)
     if task in waiting_ids:
         answer.kind, answer.sentence, answer.unsettled = "task", f"task {task.hex()[:12]} is queued", True
-        before = waiting_ids.index(task)
+        queue = concurrency.queue_of(worker.executor, task) if doing else None
+        if queue is None:
+            where, before = "", waiting_ids.index(task)
+        else:
+            group, width, before = queue
+            title = f"concurrency group '{group}'" if group else "its actor"
+            where = f" of {title}, which runs {width} at a time"
+            doing = [one for one in doing if one.context.function.group == group] or doing
         runs = f", and while {doing[0].title} runs" if doing else ""
-        answer.chain.append(f"it is queued here behind {before} others{runs}")
+        answer.chain.append(f"it is queued here behind {before} others{where}{runs}")
         answer.next = doing[0].context.task_id if doing else b""
     return answer
 

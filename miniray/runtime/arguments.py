@@ -9,15 +9,22 @@ runs user code); decoding runs on the worker's executing thread.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from miniray._native import push_frame
-from miniray.core.directory import ObjectEntry
+from miniray.core.directory import FAILED, ObjectEntry
 from miniray.runtime import frames, past_session, values
 from miniray.runtime.packed import Serialized
 
 INLINE_LIMIT = 100 * 1024
 """Bytes of arguments, or of one result, that travel inside a frame."""
+
+
+class Callee(Protocol):
+    """What is called: a function, a method or a constructor."""
+
+    name: str
+    call: Any
 
 
 class Arguments:
@@ -97,8 +104,13 @@ def pack_push(
     return b"".join(parts)
 
 
-def decode(frame: bytes, flags: int, fetch: Callable[..., Any]) -> tuple[Any, dict[str, Any]]:
-    """(args, kwargs) of a PUSH frame; `fetch` turns a slot into its value and raises its error."""
+def decode(
+    frame: bytes, flags: int, fetch: Callable[..., Any], callee: Callee
+) -> tuple[Any, dict[str, Any]]:
+    """(args, kwargs) of a PUSH frame; `fetch` turns a slot into its value and raises its error.
+
+    What unpickling raises has a note which argument of `callee` it was.
+    """
     at = frames.PUSH_HEADER.size
     slots: list[frames.Slot] = []
     if flags & frames.HAS_SLOTS:
@@ -113,4 +125,20 @@ def decode(frame: bytes, flags: int, fetch: Callable[..., Any]) -> tuple[Any, di
         return (), {}
     else:
         packed = frame[at:] if at else frame
-    return values.deserialize_args(packed, [fetch(slot) for slot in slots])
+    filled: list[Any] = []
+    try:
+        for slot in slots:
+            filled.append(fetch(slot))
+        return values.deserialize_args(packed, filled)
+    except Exception as error:
+        _blame(error, slots[len(filled)] if len(filled) < len(slots) else None, packed, callee)
+        raise
+
+
+def _blame(error: Exception, slot: frames.Slot | None, packed: Any, callee: Callee) -> None:
+    from miniray.runtime import bad_arguments
+
+    if slot is None:
+        bad_arguments.blame(error, packed, callee.name, callee.call)
+    elif slot.state != FAILED:
+        bad_arguments.blame_object(error, slot.object_id, callee.name)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from miniray import _native
 from miniray.core import why
-from miniray.core.directory import FAILED, PENDING, ObjectEntry
+from miniray.core.directory import FAILED, INLINE, PENDING, STORED, ObjectEntry
 from miniray.exceptions import GetTimeoutError, RayError
-from miniray.runtime import past_session
+from miniray.runtime import notes, past_session
 from miniray.runtime.waiting import ATTEND_S, Waiter
 
 if TYPE_CHECKING:
@@ -143,6 +143,12 @@ def await_all(
     if late >= 0:
         raise _timed_out(worker, refs[late].entry, timeout, inquiry)
     return waiter.failed
+
+
+def note_unreadable(error: Exception, entry: ObjectEntry) -> None:
+    """What `get` raises because a value does not unpickle says which one that is."""
+    if entry.state in (INLINE, STORED) and not isinstance(error, RayError):
+        notes.add(error, why.titled(entry) + " was unpickled")
 
 
 def _ask_at(deadline: float | None, timeout: float | None) -> float | None:

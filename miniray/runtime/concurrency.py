@@ -70,6 +70,20 @@ class _Call:
         return bool(self.started) and not acquires.endswith("__aenter__")
 
 
+def queue_of(executor: Executor, task_id: bytes) -> tuple[str, int, int] | None:
+    """Of a call that waits here: its group, how many of that run at once, how many wait before it."""
+    actor = executor.concurrency
+    if not isinstance(actor, (ThreadedActor, AsyncActor)):
+        return None
+    waiting = [(call, executor.function(call.peer, call.number).group) for call in actor.waiting()]
+    groups = [group for _, group in waiting]
+    tasks = [call.context.task_id for call, _ in waiting]
+    if task_id not in tasks:
+        return None
+    group = groups[tasks.index(task_id)]
+    return group, actor.widths.get(group, 0), groups[: tasks.index(task_id)].count(group)
+
+
 class ThreadedActor:
     """Calls run in threads."""
 
@@ -81,6 +95,8 @@ class ThreadedActor:
             self._pools[group] = ThreadPoolExecutor(width, f"actor-{group}")
         self._queued: dict[tuple[Any, int], _Call] = {}
         self._running: dict[tuple[Any, int], _Call] = {}
+        self.widths = {"": default, **spec.concurrency_groups}
+        """How many calls of each group run at once."""
 
     def construct(
         self, cls: Any, context: TaskContext, restored: list[Any], *args: Any, **kwargs: Any
@@ -103,14 +119,18 @@ class ThreadedActor:
 
     def not_begun(self) -> list[bytes]:
         """Ids of the calls that wait for a thread."""
-        return [call.context.task_id for call in list(self._queued.values())]
+        return [call.context.task_id for call in self.waiting()]
+
+    def waiting(self) -> list[_Call]:
+        """The calls that wait for a thread, first come first."""
+        return list(self._queued.values())
 
     def cancel(self, peer: Peer, call: int, recursive: bool) -> None:
         """Drop a call that has not started; one that runs can ask whether it was. Under the lock."""
         executor = self._executor
         running = self._running.get((peer, call))
         if running is not None:
-            running.context.cancelled = True
+            running.context.cancelled = running.context.cancelled or time.monotonic()
             if recursive:
                 cancellation.children(executor.worker, running.context.task_id, False)
             return
@@ -140,7 +160,7 @@ class ThreadedActor:
             check_group(function, self._pools)
             call.context.name = function.name
             call.context.function = function
-            args, kwargs = executor.decode(call.peer, call.frame, call.flags, held)
+            args, kwargs = executor.decode(call.peer, call.frame, call.flags, held, function)
             value = function.call(*args, **kwargs)
             del args, kwargs
             if call.context.cancelled:      # it was given up, and ran on
@@ -203,6 +223,8 @@ class AsyncActor:
         for group, width in spec.concurrency_groups.items():
             self._groups[group] = _Loop(executor, f"actor-loop-{group}", width, known)
         self._grouped = len(self._groups) > 1
+        self.widths = {"": spec.max_concurrency or ASYNC_CONCURRENCY, **spec.concurrency_groups}
+        """How many calls of each group run at once."""
 
     def construct(
         self, cls: Any, context: TaskContext, restored: list[Any], *args: Any, **kwargs: Any
@@ -243,7 +265,11 @@ class AsyncActor:
 
     def not_begun(self) -> list[bytes]:
         """Ids of the calls that wait for their turn."""
-        return [call.context.task_id for call in self._calls() if not call.holds_a_place()]
+        return [call.context.task_id for call in self.waiting()]
+
+    def waiting(self) -> list[_Call]:
+        """The calls whose code has not begun, first come first."""
+        return [call for call in self._calls() if not call.holds_a_place()]
 
     def _calls(self) -> list[_Call]:
         return [call for loop in self._groups.values() for call in loop.calls()]
@@ -338,6 +364,7 @@ class _Loop:
         running = self._running.get((peer, call))
         if running is None:
             return
+        running.context.cancelled = running.context.cancelled or time.monotonic()
         self.loop.call_soon_threadsafe(self._cancel, running)
         if recursive:
             cancellation.children(self._executor.worker, running.context.task_id, False)
@@ -364,9 +391,10 @@ class _Loop:
             call.context.function = function
             async with self._limit:
                 if call.flags & frames.HAS_SLOTS:
-                    args, kwargs = await self.loop.run_in_executor(None, self._decode, call, held, restored)
+                    args, kwargs = await self.loop.run_in_executor(
+                        None, self._decode, call, held, restored, function)
                 else:
-                    args, kwargs = self._decode(call, held, restored)
+                    args, kwargs = self._decode(call, held, restored, function)
                 value = function.call(*args, **kwargs)
                 if type(value) is CoroutineType or _is_to_be_awaited(value):
                     value = await value
@@ -408,10 +436,12 @@ class _Loop:
             count += 1
         return [streams.last_result(executor, count, call.returns, call.context.task_id, call.peer)]
 
-    def _decode(self, call: _Call, held: list[ObjectEntry], restored: list[ObjectEntry]) -> Any:
+    def _decode(
+        self, call: _Call, held: list[ObjectEntry], restored: list[ObjectEntry], function: Function
+    ) -> Any:
         found = values.begin_restoring()
         try:
-            return self._executor.decode(call.peer, call.frame, call.flags, held)
+            return self._executor.decode(call.peer, call.frame, call.flags, held, function)
         finally:
             restored.extend(found)
             values.end_restoring(found)

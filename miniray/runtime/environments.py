@@ -49,7 +49,7 @@ class Environments:
                  turn: Callable[[], None]) -> None:
         self._root = os.path.join(session_dir, "environments")
         self._logs = os.path.join(session_dir, "logs")
-        self._ip = ip or "unknown"
+        self._ip = ip or "127.0.0.1"
         self._workers = workers
         self._ask = ask
         self._turn = turn

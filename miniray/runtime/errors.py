@@ -10,12 +10,15 @@ Any thread; no state.
 
 from __future__ import annotations
 
+import re
 import struct
+import sys
 import traceback
 from typing import TYPE_CHECKING, Any
 
 from miniray import exceptions
 from miniray.core.ids import NO_ACTOR, actor_of_task, task_of_object
+from miniray.runtime import notes
 from miniray.runtime.own_code import is_machinery
 
 if TYPE_CHECKING:
@@ -55,6 +58,8 @@ def format_exception(error: BaseException) -> str:
     summary = traceback.TracebackException.from_exception(error)
     _strip(summary, set())
     text = "".join(summary.format())
+    if sys.version_info < (3, 11):
+        text += "".join(f"{note}\n" for note in notes.of(error))
     if not text.startswith("Traceback ") and not hasattr(error, "exceptions"):
         text = "Traceback (most recent call last):\n" + text
     return _shorten(text)
@@ -204,15 +209,30 @@ def described(error: Any) -> str:
     return f"{pb.ErrorKind.Name(kind)}: {error.message[-DESCRIBED:]}"
 
 
-def words_of(error: bytes | Failure | FailedArgument | None) -> str:
-    """An entry's error in a line: "KeyError: 'x'"; nothing is unpickled for it."""
+_RAISED = re.compile(r"(?:\w+\.)*[A-Z]\w*(?:: .*)?$")
+"""The line of a traceback that says what was raised."""
+
+
+def words_of(error: bytes | Failure | FailedArgument | None) -> list[str]:
+    """An entry's error as links of a chain: what happened, and a process's last words.
+
+    "KeyError: 'x'" of what user code raised; nothing is unpickled for it.
+    """
+    if error is None:
+        return []
     if isinstance(error, FailedArgument):
-        return f"its argument {error.object_id.hex()} failed: {words_of(error.cause)}"
-    if isinstance(error, (bytes, memoryview)):
-        (length,) = _LENGTH.unpack_from(error)
-        text = bytes(memoryview(error)[4 : 4 + length]).decode("utf-8", "replace")
-        return next((line for line in reversed(text.splitlines()) if line.strip()), "")
-    return error.message if error is not None else ""
+        first, *more = words_of(error.cause) or [""]
+        return [f"its argument {error.object_id.hex()} failed: {first}", *more]
+    if not isinstance(error, (bytes, memoryview)):
+        from miniray.core.explain import causes
+
+        return causes(error)
+    (length,) = _LENGTH.unpack_from(error)
+    lines = bytes(memoryview(error)[4 : 4 + length]).decode("utf-8", "replace").splitlines()
+    said = next((line for line in reversed(lines) if _RAISED.match(line)), "")
+    said = said or next((line for line in reversed(lines) if line.strip()), "")
+    note = next((line for line in reversed(lines) if line.startswith(notes.WHILE)), "")
+    return [f"{said} {note}".rstrip()] if said else []
 
 
 def raised(error: BaseException) -> BaseException:

@@ -8,7 +8,6 @@ running costs nothing. Any thread that has the interpreter lock; the answer is a
 from __future__ import annotations
 
 import sys
-import sysconfig
 import threading
 import time
 import traceback
@@ -20,14 +19,12 @@ from typing import TYPE_CHECKING, Any
 from miniray.core.directory import ObjectEntry
 from miniray.runtime import awaiting, frames, local_objects, streams
 from miniray.runtime.executor import Executor
-from miniray.runtime.own_code import is_package, place
+from miniray.runtime.own_code import is_library, is_package, place
 from miniray.runtime.task_context import TaskContext
 
 if TYPE_CHECKING:
     from miniray.runtime.worker import CoreWorker
 
-LIBRARIES = ("<frozen ", sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
-"""What is in these is hardly ever what a user wrote."""
 ROOM = "room in the object store"
 
 
@@ -117,7 +114,7 @@ def _seen(frame: FrameType, context: TaskContext) -> Doing:
 
 def _line_of(frames_inwards_out: list[FrameType]) -> str:
     """The innermost place in code of the user, or else of a library."""
-    own = (one for one in frames_inwards_out if not one.f_code.co_filename.startswith(LIBRARIES))
+    own = (one for one in frames_inwards_out if not is_library(one.f_code.co_filename))
     chosen = next(own, frames_inwards_out[0] if frames_inwards_out else None)
     return place(chosen) if chosen is not None else ""
 
@@ -162,6 +159,15 @@ def _coroutines(executor: Executor) -> Iterator[Doing]:
 
 def links(one: Doing, now: float) -> tuple[list[str], bytes]:
     """What a task does, as links of a chain, and the object it waits for."""
+    found, following = _links(one, now)
+    if one.context.cancelled:
+        ago = f"{now - one.context.cancelled:.1f} s ago"
+        told = f"{one.title} was told to end by ray.cancel() {ago}, and runs on"
+        found.append(told + (f" at {one.line}" if one.line else ""))
+    return found, following
+
+
+def _links(one: Doing, now: float) -> tuple[list[str], bytes]:
     since = f" since {now - one.since:.1f} s" if one.since else ""
     at = f" at {one.line}" if one.line else ""
     if one.room:

@@ -24,7 +24,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator
-from types import GeneratorType
+from types import GeneratorType, SimpleNamespace
 from typing import Any, NoReturn
 
 from miniray._native import reply_frame, set_process_name, set_process_title
@@ -43,6 +43,7 @@ from miniray.runtime import (
     failing,
     frames,
     local_objects,
+    notes,
     output,
     streams,
     termination,
@@ -251,7 +252,7 @@ class Executor(TaskHost):
             self.concurrency.cancel(peer, call, recursive)
         elif (running := self.running) is not None and running[0] is peer and running[1] == call:
             context = running[2]
-            context.cancelled = True
+            context.cancelled = context.cancelled or time.monotonic()
             if recursive:
                 cancellation.children(self.worker, context.task_id, force)
             if self._victim is None and self.actor_spec is None:
@@ -323,7 +324,7 @@ class Executor(TaskHost):
             if len(frame) == frames.PUSH_HEADER.size:
                 value = function.call()
             else:
-                args, kwargs = self._arguments(peer, frame, flags, held, restored)
+                args, kwargs = self._arguments(peer, frame, flags, held, restored, function)
                 value = function.call(*args, **kwargs)
                 del args, kwargs
             atom = packed_atom(value) if returns == 1 and not restored else None
@@ -366,13 +367,14 @@ class Executor(TaskHost):
             self._reply(peer, call, spent, results, retained)
 
     def _arguments(
-        self, peer: Any, frame: bytes, flags: int, held: list[ObjectEntry], restored: list[Any]
+        self, peer: Any, frame: bytes, flags: int, held: list[ObjectEntry], restored: list[Any],
+        function: Function,
     ) -> tuple[Any, dict[str, Any]]:
         """The arguments of a task, once they fit into the store together."""
         pause_s = 0.2
         while True:
             try:
-                return self.decode(peer, frame, flags, held)
+                return self.decode(peer, frame, flags, held, function)
             except local_objects.ArgumentsDoNotFit:
                 self._unpin(held)   # whoever can go on now does, and gives back what it holds
                 held.clear()
@@ -398,14 +400,14 @@ class Executor(TaskHost):
         return function  # type: ignore[no-any-return]
 
     def decode(
-        self, peer: Any, frame: bytes, flags: int, held: list[ObjectEntry]
+        self, peer: Any, frame: bytes, flags: int, held: list[ObjectEntry], callee: arguments.Callee
     ) -> tuple[Any, dict[str, Any]]:
         """The arguments of a push."""
 
         def fetch(slot: frames.Slot, raw: bool = False) -> Any:
             return local_objects.fetch(self.worker, slot, peer.address, held, raw)
 
-        return arguments.decode(frame, flags, fetch)
+        return arguments.decode(frame, flags, fetch, callee)
 
     # ---- results
 
@@ -564,7 +566,8 @@ class Executor(TaskHost):
             push = spec.creation_task[4 + size :]
             _, flags, _, _, _, _, context.task_id = frames.PUSH_HEADER.unpack_from(push)
             owner = self.worker.peers.of((spec.owner.node_id, spec.owner.worker_id))
-            args, kwargs = self.decode(owner, push, flags, held)
+            args, kwargs = self.decode(
+                owner, push, flags, held, SimpleNamespace(name=f"{spec.class_name}.__init__", call=cls))
             calls = self._concurrent_calls(spec)
             construct = cls if calls is None else functools.partial(calls.construct, cls, context, restored)
             self.actor = construct(*args, **kwargs)
@@ -576,7 +579,7 @@ class Executor(TaskHost):
             task = failing.named(self, error, f"{spec.class_name}.__init__")
             failure = pb.Failure(
                 kind=pb.USER_ERROR, payload=pack_exception(task), pid=os.getpid(),
-                message=f"the constructor of {spec.class_name} raised {type(error).__name__}: {error}"[:2000],
+                message=f"the constructor of {spec.class_name} raised {notes.told(error)}"[:2000],
             )  # fmt: skip
         finally:
             CURRENT.reset(token)

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from types import FrameType
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _MACHINERY = frozenset(os.path.join(PACKAGE, name) for name in ("runtime", "core", "_proto")) | {PACKAGE}
+
+
+@functools.cache
+def _libraries() -> tuple[str, ...]:
+    import sysconfig  # a millisecond, for those who ask
+
+    return ("<frozen ", sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"))
+
+
+def is_library(file: str) -> bool:
+    """True for what is hardly ever what a user wrote: the standard library, and what was installed."""
+    return file.startswith(_libraries())
 
 
 def is_package(file: str) -> bool:

@@ -246,7 +246,20 @@ def aligned(view: memoryview) -> memoryview:
     return place
 
 
+def pieces(buf: Any) -> tuple[memoryview, list[memoryview]] | None:
+    """The pickle in a packed value and the buffers beside it; None where it is none, or has references."""
+    view = memoryview(buf).cast("B")
+    if view[0] == 0x80:
+        return view, []
+    return _parts(view) if view[0] == _BUFFERS else None
+
+
 def _unpack(view: memoryview) -> Any:
+    inband, buffers = _parts(view)
+    return _loads(inband, buffers=buffers)
+
+
+def _parts(view: memoryview) -> tuple[memoryview, list[memoryview]]:
     _, count, inband_length = _HEAD.unpack_from(view)
     lengths = struct.unpack_from(f"<{count}Q", view, _HEAD.size)
     at = _HEAD.size + 8 * count
@@ -257,4 +270,4 @@ def _unpack(view: memoryview) -> Any:
         at += -at % ALIGNMENT
         buffers.append(view[at : at + length])
         at += length
-    return _loads(inband, buffers=buffers)
+    return inband, buffers

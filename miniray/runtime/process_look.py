@@ -9,8 +9,11 @@ raylet; nothing blocks.
 from __future__ import annotations
 
 import os
+import re
 import signal
 from typing import TYPE_CHECKING
+
+from miniray.runtime.own_code import is_library, is_package
 
 if TYPE_CHECKING:
     import asyncio
@@ -21,6 +24,8 @@ STACK_SIGNAL = signal.SIGRTMIN + 9
 STACK_FILE = "miniray-stack"
 
 WRITTEN_AFTER_S = 0.3
+
+_LINE = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
 
 STATES = {
     "R": "it is busy and does not give up its interpreter lock: native code, or a very long operation",
@@ -38,7 +43,8 @@ def look(loop: asyncio.AbstractEventLoop, pid: int, stack: bool, then: Callable[
     words = STATES.get(letter, "it has ended" if not letter else f"its state is {letter}")
     if letter == "T":
         words += f": `kill -CONT {pid}` lets it go on"
-    number = stack_descriptor(pid) if stack and letter in ("R", "S") else None
+    told = letter == "R" or (stack and letter == "S")   # a signal may end a sleep: only who asks for it
+    number = stack_descriptor(pid) if told else None
     if number is None:
         loop.call_soon(then, words, "")
         return
@@ -49,7 +55,20 @@ def look(loop: asyncio.AbstractEventLoop, pid: int, stack: bool, then: Callable[
     except OSError:
         loop.call_soon(then, words, "")
         return
-    loop.call_later(WRITTEN_AFTER_S, lambda: then(words, _rest(path, before)))
+
+    def written() -> None:
+        stacks = _rest(path, before)
+        line = user_line(stacks)
+        then(f"{words}, at {line}" if line else words, stacks if stack else "")
+
+    loop.call_later(WRITTEN_AFTER_S, written)
+
+
+def user_line(stacks: str) -> str:
+    """The innermost line of user code in faulthandler's text, of the first thread with one; "" for none."""
+    own = (found for found in _LINE.finditer(stacks) if not is_package(found[1]))
+    chosen = next((found for found in own if not is_library(found[1])), None)
+    return f"{chosen[1]}:{chosen[2]} in {chosen[3]}" if chosen is not None else ""
 
 
 def state_of(pid: int) -> str:

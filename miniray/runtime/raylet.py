@@ -56,7 +56,14 @@ from miniray.runtime.logs import Logs, without_marks
 from miniray.runtime.node_store import NodeStore
 from miniray.runtime.objects import Objects
 from miniray.runtime.upkeep import Upkeep
-from miniray.runtime.workers import WorkerEvents, WorkerProcesses, WorkerSpec, describe_exit
+from miniray.runtime.workers import (
+    CUT_OFF,
+    KILLED,
+    WorkerEvents,
+    WorkerProcesses,
+    WorkerSpec,
+    describe_exit,
+)
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +108,8 @@ class Process:
     pidfd: int = -1
     gone: bool = False
     """The node was told of its end; only the store record is left to reap."""
+    cut_off: bool = False
+    """Its connection ended while it lived, so it was killed."""
 
 
 class Raylet:
@@ -305,6 +314,7 @@ class Raylet:
 
     def _end_disconnected(self, process: Process) -> None:
         if process.startup_token in self._by_token and not self._stopped:
+            process.cut_off = True
             self._workers.stop(process.startup_token, force=True)
 
     def _worker_ended(self, startup_token: bytes, pid: int, status: int, problem: str) -> None:
@@ -320,7 +330,10 @@ class Raylet:
             self.turn()
             return
         process = self._processes[worker_id]
-        message, detail = describe_exit(f"worker {worker_id.hex()[:8]}", pid, status, problem)
+        name = f"worker {worker_id.hex()[:8]}"
+        message, detail = describe_exit(name, pid, status, problem)
+        if process.cut_off and detail == KILLED:
+            message, detail = f"{name} (pid {pid}) {CUT_OFF}", ""
         self._reap(process)
         self._tell_exit(process, message, detail, tail)
 

@@ -96,7 +96,7 @@ class TaskContext:
         self.attempt = attempt
         self.actor_id = actor_id
         self.assignment = assignment
-        self.cancelled = False
+        self.cancelled = 0.0        # when it was told to end, on the monotonic clock; 0 for never
 
     @property
     def function_name(self) -> str:

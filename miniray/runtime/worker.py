@@ -377,17 +377,21 @@ class CoreWorker:
             failed = awaiting.await_all(self, refs, deadline, timeout)
             if failed is not None:      # without waiting for the others
                 raise self.load_error(failed)
-        out = []
-        for ref in refs:
-            entry: ObjectEntry = ref.entry
-            state = entry.state
-            if state == INLINE:
-                plain = entry.rare is None and entry.owner is None  # no references inside
-                out.append(values.deserialize(entry.value) if plain else self.load(entry, entry.value))
-            elif state == STORED:
-                out.append(local_objects.read(self, entry, deadline))
-            else:
-                raise self.load_error(entry)
+        out: list[Any] = []
+        try:
+            for ref in refs:
+                entry: ObjectEntry = ref.entry
+                state = entry.state
+                if state == INLINE:
+                    plain = entry.rare is None and entry.owner is None  # no references inside
+                    out.append(values.deserialize(entry.value) if plain else self.load(entry, entry.value))
+                elif state == STORED:
+                    out.append(local_objects.read(self, entry, deadline))
+                else:
+                    raise self.load_error(entry)
+        except Exception as error:
+            awaiting.note_unreadable(error, refs[len(out)].entry)
+            raise
         self.collect_released()
         return out
 

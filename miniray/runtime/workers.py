@@ -213,6 +213,11 @@ def interpreter_of(env: dict[str, Any], variables: dict[str, str], python: str =
     return []
 
 
+KILLED = agent.exit_detail(signal.SIGKILL)
+CUT_OFF = "closed its connection to its node while it lived, and was killed"
+"""Of a worker whose process goes on as something else, or has closed what it did not open."""
+
+
 def describe_exit(worker: str, pid: int, status: int, problem: str) -> tuple[str, str]:
     """(message, exit detail) for people about a process that ended."""
     if not pid:

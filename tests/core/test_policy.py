@@ -135,7 +135,10 @@ def test_labels_filter_and_soft_labels_prefer() -> None:
     assert number_of(choose(nodes, want(CPU=1), soft)) == 1
     north = pb.SchedulingStrategy(labels=[label(pb.LabelMatch.IN, "zone", "north")])
     nowhere = choose(nodes, want(CPU=1), north)
-    assert not nowhere.feasible and nowhere.reason == "no live node has labels where zone in (north)"
+    assert not nowhere.feasible and nowhere.reason == (
+        "no live node has labels where zone in (north); on the live ones zone is east, west")
+    gpu = pb.SchedulingStrategy(labels=[label(pb.LabelMatch.EXISTS, "gpu")])
+    assert choose(nodes, want(CPU=1), gpu).reason.endswith("where gpu exists; on the live ones none has gpu")
 
 
 def zones(*names: str) -> pb.SchedulingStrategy:
@@ -154,7 +157,9 @@ def test_fallbacks_are_tried_in_order_when_the_labels_have_no_room() -> None:
     assert waits.feasible and "node-2" in waits.reason, "it waits for the first that could ever serve it"
     nowhere = choose(nodes, want(CPU=1), zones("north", "south"))
     assert not nowhere.feasible
-    assert nowhere.reason == "no live node has labels where zone in (north); or zone in (south)"
+    assert nowhere.reason == (
+        "no live node has labels where zone in (north); or zone in (south); "
+        "on the live ones zone is east, west")
     assert not choose(nodes, want(CPU=2), zones("north", "west", "")).feasible
 
 

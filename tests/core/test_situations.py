@@ -25,7 +25,7 @@ from miniray.core.situations import CATALOGUE, recognise
 from miniray.runtime import errors, executing, explaining, process_look
 from miniray.runtime.actor_exit import REASON
 from miniray.runtime.task_context import NO_LEASE, TaskContext
-from miniray.runtime.workers import describe_exit
+from miniray.runtime.workers import CUT_OFF, describe_exit
 from tests.core.head_world import World, amounts, node_id
 
 Scene = Callable[[], Iterable[str]]
@@ -61,6 +61,13 @@ def test_there_are_scenes_for_entries_only_and_each_entry_says_what_helps() -> N
 def test_words_of_users_are_no_situation() -> None:
     for text in ("", "division by zero", "Traceback (most recent call last):\n  File", "no"):
         assert recognise(text) is None
+
+
+def test_what_is_said_first_of_an_unknown_name_decides() -> None:
+    pip = "a new worker could not be started: [Node n] pip install ended with exit status 1:\nno such package"
+    assert recognise(pip) is CATALOGUE["dead.environment"]
+    node = "The actor died because its node has died. node n (77) died: its address refuses connections"
+    assert recognise(node) is CATALOGUE["dead.node"]
 
 
 def test_advice_is_that_of_the_last_link_that_is_known() -> None:
@@ -558,6 +565,26 @@ def _cycle() -> list[str]:
         return gcs.Explanation(kind="task", name="A.ping", chain=[queued], next=following, unsettled=True)
 
     return list(explaining.ask(request, first, 10.0).chain)
+
+
+@scene("slow.group")
+def _group_that_is_full() -> list[str]:
+    return ["it is queued here behind 2 others of concurrency group 'io', which runs 1 at a time, "
+            "and while f (1) runs"]
+
+
+@scene("stuck.cancelled")
+def _cancellation_that_is_not_heeded() -> list[str]:
+    context = TaskContext(b"t" * 24, "f", 0, b"", NO_LEASE)
+    context.cancelled = 2.0
+    links, _ = executing.links(executing.Doing(context, "x.py:3 in f"), 5.0)
+    assert "3.0 s ago" in links[-1]
+    return links
+
+
+@scene("dead.cut-off")
+def _cut_off() -> list[str]:
+    return [f"worker 77 (pid 5) {CUT_OFF}"]
 
 
 @scene("stuck.silent-head")

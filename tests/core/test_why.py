@@ -129,7 +129,8 @@ def test_the_story_of_a_task_has_its_failed_attempts_and_its_times() -> None:
     assert "has not ended: it was submitted 2.0 s ago < task a (attempt 2) runs" in told(rig, tid)
     rig.reply("a", failed(SimpleNamespace(message="division by zero")))
     assert told(rig, tid).endswith("failed < division by zero")
-    assert told(rig, rig.entries["a"].id).endswith("is an error < division by zero")
+    assert told(rig, rig.entries["a"].id).endswith(
+            "is an error < task a (010000000000) failed in attempt 2 < division by zero")
 
 
 def test_a_lost_object_has_its_loss_in_its_story() -> None:

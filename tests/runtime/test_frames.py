@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from miniray._native import push_frame, reply_frame, reply_in
 from miniray.core.directory import FAILED, INLINE, STORED, ObjectEntry
 from miniray.core.owner import Result
 from miniray.runtime import arguments, frames
+
+CALLEE = SimpleNamespace(name="f", call=None)
 
 OID = st.binary(min_size=28, max_size=28)
 ADDRESS = st.tuples(OID, OID).filter(lambda a: a[0] + a[1] != frames.NOBODY)
@@ -144,7 +147,7 @@ def test_a_push_without_references_is_its_header_and_the_pickle(returns: int) ->
     fields = frames.PUSH_HEADER.unpack_from(frame)
     assert fields == (frames.PUSH, frames.RETRY_EXCEPTIONS, 3, 17, 9, returns, b"t" * 24)
     assert len(frame) == 40 + len(packed)
-    assert arguments.decode(frame, fields[1], None) == ((1, "two"), {})
+    assert arguments.decode(frame, fields[1], None, CALLEE) == ((1, "two"), {})
 
 
 def test_native_frames_refuse_what_does_not_fit_their_fields() -> None:
@@ -203,7 +206,7 @@ def _decoded(frame: bytes, flags: int, fetch: Any) -> Any:
     before = worker._current
     worker._current = Restorer()  # type: ignore[assignment]
     try:
-        return arguments.decode(frame, flags, fetch)
+        return arguments.decode(frame, flags, fetch, CALLEE)
     finally:
         worker._current = before
 
@@ -222,7 +225,8 @@ def test_arguments_too_large_for_a_frame_become_an_object() -> None:
     frame = arguments.pack_push(Record(packed, 1), 1, 0, ME, pack_error)
     fields = frames.PUSH_HEADER.unpack_from(frame)
     assert fields[1] & frames.IN_STORE and len(frame) < 300
-    args, _ = arguments.decode(frame, fields[1], lambda slot, raw=False: stored[0].pack() if raw else None)
+    args, _ = arguments.decode(
+        frame, fields[1], lambda slot, raw=False: stored[0].pack() if raw else None, CALLEE)
     assert args[0] == b"x" * 200_000
 
 

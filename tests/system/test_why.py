@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -187,3 +188,62 @@ def test_a_get_that_times_out_tells_what_other_processes_know(ray: Any) -> None:
     with pytest.raises(exceptions.GetTimeoutError, match=r"task inner waits for a worker\n  because .*GPU"):
         ray.get(ref, timeout=2)
     ray.cancel(ref, force=True)
+
+
+class NeedsADisplay:
+    """Pickles, and does not unpickle."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no display",)
+
+
+def test_mistakes_of_user_code_are_told_in_its_own_terms(ray: Any) -> None:
+    @ray.remote(max_retries=0)
+    def draw(size: int, window: Any = None) -> Any:
+        return NeedsADisplay()
+
+    @ray.remote(concurrency_groups={"io": 1})
+    class Actor:
+        @ray.method(concurrency_group="io")
+        def sleeps(self) -> None:
+            time.sleep(600)
+
+        @ray.method(concurrency_group="io")
+        def waits(self) -> None: ...
+
+    for call in (draw.remote(1, NeedsADisplay()), draw.remote(1, window=NeedsADisplay())):
+        with pytest.raises(ValueError, match="argument 'window' of draw was unpickled on the worker"):
+            ray.get(call)
+        says(call, "task draw", "failed", "'no display' (while argument 'window' of draw")
+    put = ray.put(NeedsADisplay())
+    with pytest.raises(ValueError, match=f"an argument of draw, object {put.hex()}, was unpickled"):
+        ray.get(draw.remote(1, put))
+    result = draw.remote(1)
+    with pytest.raises(ValueError) as caught:
+        ray.get(result)
+    assert f"(while object {result.hex()}, the result of draw, was unpickled)" in caught.value.__notes__
+
+    @ray.remote(max_retries=0)
+    def replaces() -> None:
+        os.execvp("sleep", ["sleep", "600"])
+
+    with pytest.raises(exceptions.WorkerCrashedError, match="closed its connection to its node"):
+        ray.get(replaces.remote())
+
+    threads = Actor.remote()
+    says(threads.sleeps.remote(), "sleeps", "runs here")
+    says(threads.waits.remote(), "of concurrency group 'io', which runs 1 at a time, and while sleeps")
+    ray.kill(threads)
+
+    @ray.remote(max_retries=0)
+    def stubborn() -> None:
+        while True:
+            with contextlib.suppress(BaseException):
+                time.sleep(600)
+
+    deaf = stubborn.remote()
+    says(deaf, "stubborn", "test_why.py")
+    ray.cancel(deaf)
+    says(deaf, "was told to end by ray.cancel()", "ago, and runs on at", "in stubborn", "(force=True)")
+    ray.cancel(deaf, force=True)
+    says(deaf, "task stubborn", "was cancelled")
