@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from miniray.core.leases import Grant, Leases
-from miniray.core.pool import BUSY, Pool, Worker
+from miniray.core.pool import BUSY, DRIVER, Pool, Worker
 
 GIB = 1 << 30
 SHOWN = 5
@@ -73,10 +73,14 @@ class Guard:
         for worker_id, size in largest:
             entry = self.pool.workers.get(worker_id)
             held = self.leases.grants.get(entry.grant_id) if entry is not None else None
-            what = held.cls.function_name if held is not None else "idle"
+            what = held.cls.function_name if held is not None else _without_lease(entry)
             lines.append(f"{size / GIB:.2f} GiB {what} (pid {entry.pid if entry is not None else 0})")
         return (
             f"it ran {name} with {sizes.get(worker.worker_id, 0) / GIB:.2f} GiB when the machine had "
             f"{used / GIB:.2f} of {total / GIB:.2f} GiB in use, more than {limit:.0%}; largest workers: "
             f"{'; '.join(lines)}. Give tasks more num_cpus or memory=… so that fewer run at a time, or set "
             "MINIRAY_MEMORY_GUARD")
+
+
+def _without_lease(worker: Worker | None) -> str:
+    return "of the driver, which is never ended" if worker is not None and worker.state == DRIVER else "idle"

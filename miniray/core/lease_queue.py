@@ -341,6 +341,8 @@ class LeaseQueue:
         available = self.view[self.node_id].available
         free = {name: available.get(name, 0) for name in queue.demand}
         by = ", ".join(f"{count} x {name}" for name, count in holders.items())
+        if choice.reason and any(resources.group_of(name) for name in queue.demand):
+            return choice.reason + (f"; held by {by}" if by else "")
         return (f"waits for {resources.render(queue.demand)} on node {self.node_id.hex()[:8]}, which has "
                 f"{resources.render(free)} free" + (f"; held by {by}" if by else ""))
 

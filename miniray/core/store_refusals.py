@@ -37,12 +37,12 @@ def full(object_id: bytes, size: int, survey: Survey, client_name: Callable[[byt
 
 
 def _use_of(item: StoredObject, client_name: Callable[[bytes], str]) -> str:
+    readers = ", ".join(dict.fromkeys(client_name(reader) for reader in item.readers))
     if item.deleting:
-        return "freed already but still read"
+        return "freed already but still read" + (f" by {readers}" if readers else "")
     maker = client_name(item.creator) if item.creator else "a client that has ended"
     if not item.sealed:
         return f"being written by {maker}"
     if item.pinned:
-        readers = dict.fromkeys(client_name(reader) for reader in item.readers)
-        return f"read by {', '.join(readers) or 'clients'}"
+        return f"read by {readers or 'clients'}"
     return f"held, made by {maker}"

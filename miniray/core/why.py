@@ -54,8 +54,11 @@ def trace(owner: Owner, entry: ObjectEntry, now: float | None = None) -> tuple[l
     return [*links, "and so on"], entry.id
 
 
-def silent_head(seconds: float) -> str:
-    """The head has not answered a question for so long."""
+def silent_head(seconds: float, daemon: int = 0) -> str:
+    """The head has not answered a question for so long; `daemon` is the pid of a local session's."""
+    if daemon:
+        return (f"this session's daemon (pid {daemon}) has not answered for {seconds:.1f} s: "
+                "the machine is overloaded, or the daemon is stopped")
     return f"the head has not answered for {seconds:.1f} s: it is away, cut off or overloaded"
 
 

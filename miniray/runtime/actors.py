@@ -280,9 +280,11 @@ class Actors:
                 message=f"The actor is restarting ({info.spec.class_name}): {info.death.message}",
             )
         if client.is_unreachable(state, address):
+            from miniray.runtime import host
+
             failure = pb.Failure(kind=pb.UNAVAILABLE, message=(
                 f"The actor ({info.spec.class_name}) is alive, but the connection to its process was lost: "
-                "it is not known whether this call ran"))
+                f"it is not known whether this call ran{host.files_open()}"))
         self._news(info.spec.actor_id, state, address, info.restarts, failure)
 
     def _news(

@@ -215,10 +215,18 @@ def _timed_out(
     if inquiry is not None and inquiry.entry is entry:
         links = _joined(links, inquiry.chain, f"{worker.address[1].hex()[:12]} (pid ")
         if not inquiry.is_answered and inquiry.is_alive():
-            links.append(why.silent_head(time.monotonic() - inquiry.asked_at))
+            links.append(why.silent_head(time.monotonic() - inquiry.asked_at, _local_daemon(worker)))
     because = "\n  because ".join(links)
     after = f" after {timeout} s" if timeout is not None else ""
     return GetTimeoutError(f"Get timed out: object {entry.id.hex()} is not ready{after}: {because}")
+
+
+def _local_daemon(worker: CoreWorker) -> int:
+    """The pid of a local session's daemon, which is its own head; 0 in a cluster."""
+    from miniray.runtime import sessions
+
+    mine = (one for one in sessions.living() if one.directory == worker.session_dir and not one.address)
+    return next((one.pid for one in mine), 0)
 
 
 def _joined(own: list[str], told: list[str], me: str) -> list[str]:

@@ -70,6 +70,8 @@ class Control:
                 f"the control plane did not answer {field} within {timeout} s: is the head reachable?"
             )
         answer = reply.value
+        if answer is None and self.loss is not None:
+            raise exception_of(self.loss)
         if answer is None:
             raise RaySystemError("the connection to the raylet ended")
         if answer.failure.kind:
@@ -126,8 +128,8 @@ class Control:
             return
         if not self.worker.is_driver:
             os._exit(1)
-        self.fail_all()
         self._raylet_lost()
+        self.fail_all()
 
     def _raylet_lost(self) -> None:
         """A driver without its raylet: everything unfinished fails, by name."""

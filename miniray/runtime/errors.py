@@ -209,7 +209,7 @@ def described(error: Any) -> str:
     return f"{pb.ErrorKind.Name(kind)}: {error.message[-DESCRIBED:]}"
 
 
-_RAISED = re.compile(r"(?:\w+\.)*[A-Z]\w*(?:: .*)?$")
+_RAISED = re.compile(r"(?:[\w<>]+\.)*[A-Z]\w*(?:: .*)?$")
 """The line of a traceback that says what was raised."""
 
 
@@ -332,11 +332,12 @@ class FailedArgument:
     Only a link while a failure runs down a chain of tasks; made into an exception when somebody looks.
     """
 
-    __slots__ = ("cause", "object_id", "wanted_by")
+    __slots__ = ("cause", "object_id", "made_by", "wanted_by")
 
     def __init__(self, record: TaskRecord, argument: ObjectEntry) -> None:
         self.cause: bytes | Failure | FailedArgument = argument.value
         self.object_id = argument.id
+        self.made_by = argument.task.label if argument.task is not None else ""
         self.wanted_by = record.label
 
     def exception(self) -> exceptions.RayTaskError:
@@ -348,7 +349,7 @@ class FailedArgument:
             last, link = link, link.cause
         error = unpack_exception(link) if isinstance(link, bytes) else None
         if error is None:
-            error = exception_of(link, object_id=last.object_id)
+            error = exception_of(link, object_id=last.object_id, task_name=last.made_by)
         if len(names) > CHAIN_SHOWN:
             names[CHAIN_SHOWN - 1 : -1] = []
         for name in reversed(names):

@@ -186,3 +186,20 @@ def holder_of(port: int) -> str:
                 return "a process of another user"
             return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
     return ""
+
+
+FEW_LEFT = 0.9
+
+
+def files_open() -> str:
+    """A clause for errors: how many files this process has open, if those are nearly all it may; else ""."""
+    import resource
+
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        count = len(os.listdir("/proc/self/fd")) - 1    # without the one for the listing
+    except OSError:
+        count = most
+    if count < FEW_LEFT * most:
+        return ""
+    return f"; this process has {count} files open, and at most {most} are allowed (`ulimit -n`)"

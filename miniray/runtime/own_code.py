@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from types import FrameType
 
 PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -35,3 +36,17 @@ def is_machinery(file: str) -> bool:
 def place(frame: FrameType) -> str:
     """A frame in words."""
     return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+_FRAME = re.compile(r'^  File "(.+)", line \d+ in .+\n?', re.MULTILINE)
+
+
+_ENTRANCES = frozenset(
+    os.path.join(PACKAGE, "runtime", name)
+    for name in ("boot.py", "daemon.py", "zygote.py", "worker_process.py", "executor.py")
+)
+
+
+def without_entrance(text: str) -> str:
+    """A text with stacks of faulthandler, without the frames through which every worker comes to a task."""
+    return _FRAME.sub(lambda found: "" if found[1] in _ENTRANCES else found[0], text)

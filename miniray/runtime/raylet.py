@@ -55,6 +55,7 @@ from miniray.runtime.environments import Environments
 from miniray.runtime.logs import Logs, without_marks
 from miniray.runtime.node_store import NodeStore
 from miniray.runtime.objects import Objects
+from miniray.runtime.own_code import without_entrance
 from miniray.runtime.upkeep import Upkeep
 from miniray.runtime.workers import (
     CUT_OFF,
@@ -321,7 +322,8 @@ class Raylet:
         self._logs.closed(startup_token)
         self.environments.released(startup_token)
         worker_id = self._by_token.pop(startup_token, None)
-        tail = without_marks(agent.last_words(self._workers.log_path(startup_token, "err")))
+        tail = agent.last_words(self._workers.log_path(startup_token, "err"))
+        tail = without_entrance(without_marks(tail))
         if worker_id is None:
             message, detail = describe_exit("a new worker", pid, status, problem)
             kind = common.WORKER_DIED if pid else common.RUNTIME_ENV_FAILED

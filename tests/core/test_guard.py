@@ -26,13 +26,15 @@ def test_the_newest_task_of_the_owner_with_most_workers_ends() -> None:
         rig.advance(0.1)
         rig.ask(parent.worker.worker_id, scheduling_class("child"))
     first, second = rig.grants(parent.worker.worker_id)
-    assert not measure(rig, used=95) and measure(rig, sizes={second.worker.worker_id: 3 * GIB})
+    assert not measure(rig, used=95)
+    assert measure(rig, sizes={second.worker.worker_id: 3 * GIB, driver: 50 * GIB})
     assert [s.worker_id for s in rig.stops()] == [second.worker.worker_id]
     assert not measure(rig), "one at a time"
     rig.exit(second.worker.worker_id)
     (failed,) = rig.to(b"head", "worker_failed")
     assert failed.failure.kind == common.OUT_OF_MEMORY and not failed.intended
-    for part in ("3.00 GiB", "98.00 of 100.00 GiB", "95%", "child"):
+    for part in ("3.00 GiB", "98.00 of 100.00 GiB", "95%", "child",
+                 "50.00 GiB of the driver, which is never ended (pid"):
         assert part in failed.failure.message
     assert measure(rig), "and the next, if that was not enough"
     assert first

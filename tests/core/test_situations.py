@@ -592,6 +592,16 @@ def _silent_head() -> list[str]:
     return [why.silent_head(3.0)]
 
 
+@scene("stuck.silent-daemon")
+def _silent_daemon() -> list[str]:
+    return [why.silent_head(3.0, 77)]
+
+
+@scene("dead.unneeded")
+def _unneeded() -> list[str]:
+    return ["worker 77 (pid 5) ended with exit status 0: the actor is not needed any more"]
+
+
 @scene("stuck.stopped", "stuck.native", "stuck.unseen", "stuck.silent-node", "stuck.silent-owner")
 def _silence() -> list[str]:
     address = pb.Address(node_id=NODE, worker_id=b"w" * 28)

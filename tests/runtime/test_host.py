@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 from miniray.runtime import host
@@ -49,3 +50,14 @@ def test_this_machine_has_memory_and_uses_some_of_it() -> None:
     meter = host.MemoryMeter()
     assert 0 < meter.used() <= 2 * host.memory_total()
     meter.close()
+
+
+def test_a_process_with_hardly_a_descriptor_left_says_so() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert host.files_open() == ""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        said = host.files_open()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "at most 3 are allowed (`ulimit -n`)" in said

@@ -1,0 +1,29 @@
+"""What is shown of stacks: the user's frames, and not the way by which every task is reached."""
+
+from __future__ import annotations
+
+import os
+
+from miniray.runtime import own_code, process_look
+
+STACK = f"""Fatal Python error: Segmentation fault
+
+Stack (most recent call first):
+  File "{os.__file__}", line 1 in open
+  File "/home/me/train.py", line 7 in step
+  File "{own_code.PACKAGE}/runtime/executor.py", line 3 in execute
+  File "{own_code.PACKAGE}/runtime/zygote.py", line 4 in serve
+
+Extension modules: numpy.linalg (total: 1)
+"""
+
+
+def test_the_last_words_of_a_crash_end_with_the_users_frames() -> None:
+    shown = own_code.without_entrance(STACK)
+    assert "train.py" in shown and os.__file__ in shown and "Extension modules" in shown
+    assert "executor.py" not in shown and "zygote.py" not in shown
+
+
+def test_the_line_of_a_silent_process_is_the_users() -> None:
+    assert process_look.user_line(STACK) == "/home/me/train.py:7 in step"
+    assert process_look.user_line("Thread 1:\n") == ""
