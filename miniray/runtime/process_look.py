@@ -25,6 +25,8 @@ STACK_FILE = "miniray-stack"
 
 WRITTEN_AFTER_S = 0.3
 
+_ENDING = 0x4 | 0x400
+"""Flags of a process in the kernel: it exits, or a signal has killed it (PF_EXITING, PF_SIGNALED)."""
 _LINE = re.compile(r'^  File "(.+)", line (\d+) in (.+)$', re.MULTILINE)
 
 STATES = {
@@ -78,6 +80,16 @@ def state_of(pid: int) -> str:
             return file.read().rpartition(")")[2].split()[0]
     except OSError:
         return ""
+
+
+def lives(pid: int) -> bool:
+    """Whether the process runs, or could: it has not ended and is not on its way there."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[0] not in ("Z", "X") and not int(fields[6]) & _ENDING
 
 
 def stack_descriptor(pid: int) -> int | None:

@@ -315,7 +315,9 @@ class Raylet:
 
     def _end_disconnected(self, process: Process) -> None:
         if process.startup_token in self._by_token and not self._stopped:
-            process.cut_off = True
+            from miniray.runtime import process_look
+
+            process.cut_off = process_look.lives(process.client.pid)
             self._workers.stop(process.startup_token, force=True)
 
     def _worker_ended(self, startup_token: bytes, pid: int, status: int, problem: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 from miniray.runtime import own_code, process_look
 
@@ -27,3 +28,12 @@ def test_the_last_words_of_a_crash_end_with_the_users_frames() -> None:
 def test_the_line_of_a_silent_process_is_the_users() -> None:
     assert process_look.user_line(STACK) == "/home/me/train.py:7 in step"
     assert process_look.user_line("Thread 1:\n") == ""
+
+
+def test_a_process_that_was_killed_does_not_live_before_anybody_has_heard_of_it() -> None:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        assert process_look.lives(process.pid)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)      # ended, and not reaped
+        assert not process_look.lives(process.pid)
+    assert not process_look.lives(process.pid)
