@@ -11,7 +11,7 @@ STACK = f"""Fatal Python error: Segmentation fault
 
 Stack (most recent call first):
   File "{os.__file__}", line 1 in open
-  File "/home/me/train.py", line 7 in step
+  File "/srv/train.py", line 7 in step
   File "{own_code.PACKAGE}/runtime/executor.py", line 3 in execute
   File "{own_code.PACKAGE}/runtime/zygote.py", line 4 in serve
 
@@ -26,7 +26,7 @@ def test_the_last_words_of_a_crash_end_with_the_users_frames() -> None:
 
 
 def test_the_line_of_a_silent_process_is_the_users() -> None:
-    assert process_look.user_line(STACK) == "/home/me/train.py:7 in step"
+    assert process_look.user_line(STACK) == "/srv/train.py:7 in step"
     assert process_look.user_line("Thread 1:\n") == ""
 
 
