@@ -121,6 +121,8 @@ class Hosting:
         hosted = self.actors.get(message.actor_id)
         if hosted is None or hosted.worker_id != worker.worker_id or hosted.attempt != message.attempt:
             return
+        if hosted.grant_id not in self.leases.grants:
+            return  # its placement group was removed meanwhile, and its process is ending
         if message.HasField("failure") and message.failure.kind != common.ERROR_NONE:
             self._created(hosted, message.failure)
             del self.actors[message.actor_id]

@@ -265,6 +265,23 @@ def test_a_removed_group_ends_whoever_runs_in_it() -> None:
     assert rig.messages(driver, "worker_gone")[0].intended
 
 
+def test_the_constructor_of_an_actor_may_return_when_its_group_is_gone() -> None:
+    rig = Rig(CPU=2)
+    rig.driver()
+    rig.boot_all()
+    rig.head(**bundle(GRANT, 0))
+    spec = actor_spec()
+    spec.creation_class.strategy.CopyFrom(in_bundle(0))
+    rig.head(create_actor=gcs_pb2.CreateActor(spec=spec))
+    worker_id = rig.node.hosting.actors[ACTOR].worker_id
+    rig.head(**bundle(RETURN, 0))
+    assert [stop.worker_id for stop in rig.stops()] == [worker_id]
+    rig.say(worker_id, actor_ready=worker_pb2.ActorReady(actor_id=ACTOR))
+    assert not rig.to(HEAD, "actor_created"), "its process is ending"
+    rig.exit(worker_id)
+    assert cpu_free(rig) == 2 and not rig.node.hosting.actors
+
+
 # ---- channels and relays ----
 
 

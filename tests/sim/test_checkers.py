@@ -107,7 +107,7 @@ def test_a_value_after_an_error_and_a_value_without_a_run_are_seen() -> None:
     simulation.world.run(lambda: False, 2.0)
     oracle, driver = simulation.cluster.oracle, simulation.cluster.drivers[0]
     ran = next(oid for oid in oracle.outcomes if oracle.task_of(oid) is not None)
-    value = Loaded(Value(ran, note=oracle.outcomes[ran]), [])
+    value = Loaded(Value(ran, note=oracle.outcomes[ran][0]), [])
     with pytest.raises(Violation, match="now it has raised"):
         oracle.value_read(driver, ran, Failed(UserError(ran, "late")))
     with pytest.raises(Violation, match="now it has a value"):
