@@ -111,7 +111,7 @@ sim-copies: $(VENV)/.build-stamp  ## the same, short seeds about large objects t
 chaos: $(VENV)/.build-stamp  ## real daemons under random kills, stops, broken connections, full disks (MINUTES=10, SEED=7, ARGS=--hosts for hosts of their own)
 	@$(PY) -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-scale: $(VENV)/.build-stamp  ## what 2,000 nodes and 20,000 actors cost the head (ARGS='--scale 0.1' for less)
+scale: $(VENV)/.build-stamp  ## what an entity costs the head, up to 2,000 nodes, and its growth (ARGS='--scale 0.1' for less)
 	@$(PY) -m tests.scale $(ARGS)
 
 native-sanitize: $(VENV)/.deps-stamp  ## the C++ tests under thread, address and undefined-behaviour sanitizers

@@ -9,7 +9,14 @@ import pytest
 
 import miniray as ray
 from miniray.cluster_utils import Cluster
-from miniray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from miniray.util.scheduling_strategies import (
+    DoesNotExist,
+    Exists,
+    In,
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+    NotIn,
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +59,11 @@ def test_affinity_and_labels_decide_where_a_task_runs(cluster):
         strategy = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
         assert get(where.options(scheduling_strategy=strategy).remote()) == node.node_id
     assert get(where.options(label_selector={"zone": "two"}).remote()) == second.node_id
+    first = cluster.head_node.node_id
+    for rule, node_id in ((In("two", "ten"), second.node_id), (NotIn("two"), first),
+                          (Exists(), second.node_id), (DoesNotExist(), first)):  # fmt: skip
+        hard = NodeLabelSchedulingStrategy(hard={"zone": rule})
+        assert get(where.options(scheduling_strategy=hard).remote()) == node_id, rule
 
 
 def test_objects_and_actors_cross_nodes(cluster):
