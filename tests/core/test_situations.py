@@ -58,6 +58,17 @@ def test_there_are_scenes_for_entries_only_and_each_entry_says_what_helps() -> N
         assert one.helps and one.group in situations.GROUPS, one
 
 
+def test_a_bundle_that_has_its_place_gives_no_advice() -> None:
+    links = ["waiting for CPU in bundle 0 of placement group 77: 1 needed, at most 0 free; held by 1 x f",
+             "placement group (77) holds all its bundles", "bundle 0, {CPU: 1}: on node n (77)"]
+    assert situations.advice(links) == CATALOGUE["pending.bundle-busy"].helps
+
+
+@scene("pending.bundle-placed")
+def _bundle_in_its_place() -> list[str]:
+    return ["bundle 0, {CPU: 1}: on node n (77)"]
+
+
 def test_words_of_users_are_no_situation() -> None:
     for text in ("", "division by zero", "Traceback (most recent call last):\n  File", "no"):
         assert recognise(text) is None
