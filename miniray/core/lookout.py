@@ -26,7 +26,7 @@ from miniray.core.relay import Relay
 
 WATCH_AFTER_S = 1.0
 LOOK_EVERY_S = 1.0
-STALLED_S = 2.0
+STALLED_S = 5.0
 STRANDED_S = 10.0
 
 
