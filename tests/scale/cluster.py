@@ -12,6 +12,7 @@ from miniray._proto import common_pb2 as common
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import worker_pb2 as wire
 from miniray.core import events, ids, node
+from miniray.core.head import REUNION_S
 from miniray.runtime.storage import Storage
 
 from .clock import Clock
@@ -69,6 +70,8 @@ class HollowCluster:
         self.run_tasks(size.tasks)
         self.tell_events(size.batches)
         self.settle()
+        # ends of workers in the first minute of a head are told to whoever joins: probes come later
+        self.clock.run(self.clock.now + REUNION_S)
 
     def settle(self) -> None:
         """Until everybody knows everything."""
