@@ -85,7 +85,8 @@ class Head:
         self.census = HeadCensus(self)
         self.started_at = 0.0
         self.early_failures: dict[bytes, gcs.WorkerFailed] = {}
-        """Ends of workers reported soon after the start: not every node has subscribed again by then."""
+        """Ends of workers in the first `REUNION_S`, kept for as long again: who has not subscribed anew by
+        then holds nothing that they owned."""
 
     @property
     def out(self) -> list[Any]:
@@ -312,6 +313,8 @@ class Head:
 
     def tick(self, now: float) -> None:
         """Time has reached `now`: dead nodes first, then groups, then actors (some wait for groups)."""
+        if self.early_failures and now >= self.started_at + 2 * REUNION_S:
+            self.early_failures.clear()
         for node_id, reason in self.members.tick(now):
             self._node_died(now, node_id, reason)
         self.placement.tick(now)

@@ -7,6 +7,7 @@ import pytest
 from miniray._proto import gcs_pb2 as gcs
 from miniray.core import pubsub
 from miniray.core.contract import Send
+from miniray.core.head import REUNION_S
 from tests.core.head_world import World, address, node_id, one_by_one, worker_id
 
 
@@ -128,6 +129,16 @@ def test_worker_deaths_are_published(world: World) -> None:
     world.fail_worker(1, 77)
     (news,) = world.news(2, "worker")
     assert news.worker.failure.message == "killed by SIGKILL"
+
+
+def test_early_deaths_are_told_to_who_subscribes_late_but_not_for_ever(world: World) -> None:
+    world.fail_worker(1, 77)
+    subscribe(world, "worker")
+    assert [p.worker.failure.message for p in world.news(2, "worker")] == ["killed by SIGKILL"]
+    world.sleep(2 * REUNION_S)
+    world.join(3, CPU=4)
+    subscribe(world, "worker", node=3)
+    assert world.news(3, "worker") == []
 
 
 # ---- news for everybody, gathered
