@@ -242,7 +242,11 @@ class Transfer:
         pull = self.pulls.get(message.object_id)
         if pull is None or not pull.is_watching or pull.owner.node_id != node_id:
             return
-        if message.over:
+        if message.over and pull.state == FETCHING:
+            pull.is_watching = False    # what is read comes to its end, or does not, by itself
+            for other in [one for one in pull.sources if one != pull.source]:
+                pull.drop(other, message.over)
+        elif message.over:
             pull.is_watching = False
             self._finish(now, pull, common.Failure(kind=common.OBJECT_LOST, message=(
                 f"object {pull.object_id.hex()} will have no copy: {message.over}")))

@@ -128,12 +128,15 @@ class Control:
             return
         if not self.worker.is_driver:
             os._exit(1)
+        from miniray.runtime import remains
+
         self._raylet_lost()
         self.fail_all()
+        remains.clear_when_dead(self.worker.session_dir)
 
     def _raylet_lost(self) -> None:
         """A driver without its raylet: everything unfinished fails, by name."""
-        from miniray.runtime import kept_logs, remains
+        from miniray.runtime import kept_logs
 
         failure = pb.Failure(
             kind=pb.NODE_DIED, message=(
@@ -144,7 +147,6 @@ class Control:
             self.fail_unfinished(time.monotonic())
             self.worker.drain()
         self.worker.pump.wake()
-        remains.clear_when_dead(self.worker.session_dir)
 
     def fail_unfinished(self, now: float) -> None:
         """The raylet is lost: what has no value by now will have none. Under the lock."""

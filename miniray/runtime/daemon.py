@@ -304,10 +304,10 @@ def end_tree(zygote: socket.socket, guardian_pid: int, directories: list[str]) -
 
     zygote.close()
     agent.kill_below(guardian_pid)
-    for directory in directories:
+    for directory in reversed(directories):  # the session's last: it says where the other one is
         session_lock.remove(directory)
     agent.end_below()
-    for directory in directories:
+    for directory in reversed(directories):
         session_lock.remove(directory)  # a last worker may have written
 
 

@@ -60,10 +60,11 @@ def end_everything(directories: list[str]) -> None:
 
     agent.end_below()
     kept_logs.keep_unsettled(directories[0])
-    for directory in directories:
-        if "://" in directory:
+    for directory in reversed(directories):  # the session's last: it says where the other one is
+        if "://" not in directory:
+            session_lock.remove(directory)
+    for url in directories:
+        if "://" in url:
             from miniray.runtime import spill_places
 
-            spill_places.remove_within(directory, URL_REMOVAL_S)
-        else:
-            session_lock.remove(directory)
+            spill_places.remove_within(url, URL_REMOVAL_S)

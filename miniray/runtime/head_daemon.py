@@ -85,7 +85,8 @@ async def _serve(options: HeadOptions, directory: str) -> int:
     shell.close()
     is_over = sessions.is_over(directory) or bool(options.driver_pid)
     if own_file is not None and is_over and not failed:
-        for path in own_file.parent.glob(own_file.name + "*"):  # SQLite keeps two more beside it
+        beside = own_file.parent.glob(own_file.name + "?*")     # one of them says that there was a database
+        for path in (*beside, own_file):
             path.unlink(missing_ok=True)
     return 1 if failed else 0
 

@@ -3,7 +3,8 @@
 Python raises KeyboardInterrupt between any two instructions of the main thread: also where the owner
 machine is half-way through a step, or where the right to drain has just been taken and nobody would
 give it back. There the signal is put off for `AGAIN_S` and sent once more; in user code, and where
-the library sleeps, it is raised at once. A handler of the user's own is left alone.
+the library sleeps, it is raised at once. Signals that come while one is put off are one with it, as those
+are that come before Python has looked. A handler of the user's own is left alone.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Interrupts:
     def __init__(self, worker: CoreWorker) -> None:
         self._worker = worker
         self._installed = False
+        self._put_off: threading.Timer | None = None
 
     def install(self) -> None:
         """Take the place of Python's own handler, if that is what is there. Main thread only."""
@@ -56,13 +58,20 @@ class Interrupts:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _interrupted(self, number: int, frame: FrameType | None) -> Any:
-        if self._harmful(frame):
-            main = threading.main_thread().ident
-            again = threading.Timer(AGAIN_S, signal.pthread_kill, (main, signal.SIGINT))
+        put_off = self._put_off
+        if not self._harmful(frame):
+            if put_off is not None:
+                put_off.cancel()
+                self._put_off = None
+            signal.default_int_handler(number, frame)
+        if put_off is None:
+            self._put_off = again = threading.Timer(AGAIN_S, self._send_again, (threading.get_ident(),))
             again.daemon = True
             again.start()
-            return
-        signal.default_int_handler(number, frame)
+
+    def _send_again(self, main: int) -> None:
+        self._put_off = None
+        signal.pthread_kill(main, signal.SIGINT)
 
     def _harmful(self, frame: FrameType | None) -> bool:
         """Would an exception here leave something half-done?"""

@@ -34,14 +34,17 @@ def mark(directory: str) -> None:
 
 
 def end_all_of(directory: str, within_s: float = 5.0) -> int:
-    """SIGKILL every process of the session, until there is none. Returns how many there were."""
+    """SIGKILL every process of the session, until there is none. Returns how many there were.
+
+    Those that have become another user's are left alone, if they are not this one's to end.
+    """
     number = str(number_of(directory))
     deadline = time.monotonic() + within_s
     ended: set[int] = set()
-    while found := [int(name) for name in os.listdir("/proc") if name.isdigit() and _is_of(name, number)]:
-        ended.update(found)
+    others: set[int] = set()
+    while found := _all_of(number) - others:
         for pid in found:
-            _end(pid, number)
+            (ended if _end(pid, number) else others).add(pid)
         if time.monotonic() > deadline:
             break
         time.sleep(0.005)
@@ -54,19 +57,29 @@ def end_if_of(directory: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _end(pid: int, number: str) -> None:
-    """Kill a process if it still is the one that was found: a pidfd is of one process alone."""
+def _all_of(number: str) -> set[int]:
+    return {int(name) for name in os.listdir("/proc") if name.isdigit() and _is_of(name, number)}
+
+
+def _end(pid: int, number: str) -> bool:
+    """Kill a process if it still is the one that was found: a pidfd is of one process alone.
+
+    False for one that is not this user's to end.
+    """
     try:
         fd = os.pidfd_open(pid)
     except OSError:
-        return
+        return True
     try:
         if _is_of(str(pid), number):
             signal.pidfd_send_signal(fd, signal.SIGKILL)
+    except PermissionError:
+        return False
     except OSError:
         pass
     finally:
         os.close(fd)
+    return True
 
 
 def _is_of(pid: str, number: str) -> bool:

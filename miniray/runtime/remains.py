@@ -3,8 +3,9 @@
 Raylet, guardian and zygote of a node, or head and janitor. What is left then are processes that the
 user's code had started (`orphans`), the session directory, and where it spilled to. Whoever learns of
 it first clears it away: the session's driver, another daemon of this user on this machine that has lost
-its connection to that one, else the next that starts here, or `miniray stop`. Any thread; all of it may
-happen twice at a time. Limit: what was spilled to a URL stays.
+its connection to that one, else the next that starts here, or `miniray stop`. Processes are only ended by
+who has taken over the session's lock: a session that starts, or that is about to end in order, is not dead.
+Any thread; all of it may happen twice at a time. Limit: what was spilled to a URL stays.
 """
 
 from __future__ import annotations
@@ -19,17 +20,27 @@ YOUNG_S = 10.0
 """A directory without a lock is left alone for so long: its daemon may just be starting."""
 
 
-def clear(directory: str) -> None:
-    """Remove all that is left of a session that nobody holds any more, this process too if it is of it."""
+def clear(directory: str) -> bool:
+    """Remove all that is left of a session that nobody holds, this process too if it is of it.
+
+    False when somebody does hold it. FileNotFoundError for a directory without a lock.
+    """
     from miniray.runtime import kept_logs, orphans
 
-    orphans.end_all_of(directory)
-    kept_logs.keep_unsettled(directory)
-    elsewhere = session_lock.elsewhere(directory)
-    if elsewhere and "://" not in elsewhere:
-        session_lock.remove(elsewhere)
-    session_lock.remove(directory)
+    lock = session_lock.take_over(directory)
+    if lock is None:
+        return False
+    try:
+        orphans.end_all_of(directory)
+        kept_logs.keep_unsettled(directory)
+        elsewhere = session_lock.elsewhere(lock)
+        if elsewhere and "://" not in elsewhere:
+            session_lock.remove(elsewhere)
+        session_lock.remove(directory)
+    finally:
+        os.close(lock)
     orphans.end_if_of(directory)
+    return True
 
 
 def clear_when_dead(directory: str, within_s: float = 2.0) -> None:
@@ -39,8 +50,12 @@ def clear_when_dead(directory: str, within_s: float = 2.0) -> None:
     """
     deadline = time.monotonic() + within_s
     while os.path.isdir(directory):
-        if not session_lock.is_held(directory):
+        try:
             clear(directory)
+        except FileNotFoundError:
+            session_lock.remove(directory)
+        except OSError:
+            return  # its lock is not ours to look at
         if time.monotonic() > deadline:
             return
         time.sleep(0.01)
@@ -52,18 +67,20 @@ def sweep(root: str) -> list[str]:
     prefix = f"miniray-{os.getuid()}-"
     with contextlib.suppress(OSError):
         for entry in os.scandir(root):
-            if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False) and _is_dead(entry):
-                clear(entry.path)
+            if entry.name.startswith(prefix) and entry.is_dir(follow_symlinks=False) and _swept(entry):
                 cleared.append(entry.path)
     return cleared
 
 
-def _is_dead(entry: os.DirEntry[str]) -> bool:
+def _swept(entry: os.DirEntry[str]) -> bool:
+    """Whether this was a dead session's, and is cleared away."""
     try:
         found = entry.stat(follow_symlinks=False)
+        return found.st_uid == os.getuid() and clear(entry.path)
+    except FileNotFoundError:
+        is_left = os.path.isdir(entry.path) and time.time() - found.st_mtime > YOUNG_S
+        if is_left:
+            session_lock.remove(entry.path)
+        return is_left
     except OSError:
         return False
-    if found.st_uid != os.getuid() or session_lock.is_held(entry.path):
-        return False
-    was_locked = os.path.exists(os.path.join(entry.path, session_lock.NAME))
-    return was_locked or time.time() - found.st_mtime > YOUNG_S

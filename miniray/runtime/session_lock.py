@@ -8,6 +8,7 @@ The file names what the session has elsewhere.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 
@@ -27,34 +28,34 @@ def hold(directory: str, elsewhere: str = "") -> int:
     return fd
 
 
-def elsewhere(directory: str) -> str:
-    """What `hold` was told; "" for nothing."""
-    try:
-        with open(os.path.join(directory, NAME), "rb") as file:
-            return os.fsdecode(file.read())
-    except OSError:
-        return ""
+def take_over(directory: str) -> int | None:
+    """The lock of a directory that those who held it have left behind. None while somebody holds it.
 
-
-def is_held(directory: str) -> bool:
-    """Whether a process that would remove it lives. False for one that was never locked."""
-    try:
-        fd = os.open(os.path.join(directory, NAME), os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return not os.path.isdir(directory)
-    except OSError:
-        return True
+    A descriptor: nobody else takes it over until that is closed. FileNotFoundError where there is no lock:
+    the directory was not locked yet, or is all but removed.
+    """
+    fd = os.open(os.path.join(directory, NAME), os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return True
-    finally:
         os.close(fd)
-    return False
+        return None
+    return fd
+
+
+def elsewhere(lock: int) -> str:
+    """What the `hold` of a lock that was taken over was told; "" for nothing."""
+    return os.fsdecode(os.pread(lock, os.fstat(lock).st_size, 0))
 
 
 def remove(directory: str) -> None:
-    """Delete a directory with all that is in it, as far as that is possible."""
+    """Delete a directory with all that is in it, as far as that is possible, its lock last."""
     import shutil  # takes some milliseconds, and no session needs it to start
 
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(directory):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif entry.name != NAME:
+                os.unlink(entry.path)
     shutil.rmtree(directory, ignore_errors=True)

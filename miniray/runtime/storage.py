@@ -23,6 +23,8 @@ EPOCHS_BEGAN_S = 1_767_225_600
 """New year of 2026: an epoch is the upper half of an unsigned number of 64 bits, until 2060."""
 EPOCHS_PER_S = 4
 """More heads than that cannot be started one after the other."""
+EPOCH_BY_CLOCK_MOST = (1 << 32) - (1 << 24)
+"""A clock that is decades ahead leaves epochs to count up to."""
 
 Row = tuple[str, bytes, bytes]
 Change = tuple[str, bytes, bytes | None]
@@ -164,7 +166,7 @@ def least_epoch() -> int:
 
     Nodes that know a later head take an earlier one for a late packet, and would wait in silence.
     """
-    return max(0, int((time.time() - EPOCHS_BEGAN_S) * EPOCHS_PER_S))
+    return min(max(1, int((time.time() - EPOCHS_BEGAN_S) * EPOCHS_PER_S)), EPOCH_BY_CLOCK_MOST)
 
 
 def checksum(table: str, key: bytes, value: bytes) -> int:

@@ -172,6 +172,19 @@ def test_who_is_sent_away_by_a_whole_copy_again_and_again_waits() -> None:
     assert rig.answer() is None
 
 
+def test_what_comes_in_is_not_given_up_for_the_owners_last_word() -> None:
+    """The owner may have believed somebody who could not reach the source that we read from."""
+    rig = Puller()
+    rig.advance(WATCH_AFTER_S)
+    assert rig.watches() == [False]
+    rig.told(B)
+    rig.told(over="its last copy is lost")
+    assert rig.answer() is None and rig.take(StopFetch) == []
+    rig.ends()
+    failure = rig.answer()
+    assert failure is not None and not failure.kind
+
+
 def test_the_owners_last_word_ends_the_pull() -> None:
     rig = Puller()
     rig.ends(common.NODE_DIED)

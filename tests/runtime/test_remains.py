@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from miniray.runtime import remains, session_lock
 from tests.system.support import alive, eventually
 
@@ -85,6 +87,57 @@ def test_processes_of_a_dead_session_end_however_they_were_started(tmp_path: Pat
         os.close(fd)
         remains.sweep(str(tmp_path))
     eventually(lambda: not any(alive(pid) for pid in of_living), "they end, too")
+
+
+def test_a_session_that_is_about_to_end_in_order_is_not_dead(tmp_path: Path) -> None:
+    """Its lock is gone already, or still held: its processes are left to it."""
+    directory = session(tmp_path, "ending")
+    code = (
+        "import os, time; from miniray.runtime import orphans, session_lock\n"
+        f"orphans.mark({str(directory)!r}); session_lock.hold({str(directory)!r}, '/elsewhere')\n"
+        "print('held', flush=True); time.sleep(1000)\n"
+    )
+    raylet = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    try:
+        assert raylet.stdout is not None and raylet.stdout.readline() == b"held\n"
+        assert not remains.clear(str(directory))
+        (directory / session_lock.NAME).unlink()
+        assert remains.sweep(str(tmp_path)) == []
+        remains.clear_when_dead(str(directory))
+        assert not directory.exists() and raylet.poll() is None
+    finally:
+        raylet.kill()
+        raylet.communicate()
+
+
+def test_a_session_that_begins_while_it_is_looked_at_is_not_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = session(tmp_path, "beginning")
+    locks: list[int] = []
+    take_over = session_lock.take_over
+
+    def between(place: str) -> int | None:
+        try:
+            return take_over(place)
+        finally:
+            locks.append(session_lock.hold(place))
+
+    monkeypatch.setattr(session_lock, "take_over", between)
+    assert remains.sweep(str(tmp_path)) == [] and directory.exists()
+    os.close(locks[0])
+
+
+def test_a_lock_goes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = session(tmp_path, "full")
+    os.close(session_lock.hold(str(directory)))
+    (directory / "logs").mkdir()
+    (directory / "socket").touch()
+    removed: list[str] = []
+    monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: removed.append(path))
+    session_lock.remove(str(directory))
+    assert removed == [str(directory / "logs"), str(directory)]
+    assert sorted(os.listdir(directory)) == [session_lock.NAME, "logs"]
 
 
 def test_a_directory_that_is_no_place_of_ours_is_no_error(tmp_path: Path) -> None:

@@ -335,7 +335,7 @@ def test_a_driver_that_loses_its_raylet_is_told_in_every_wait(rig: Rig) -> None:
         with pytest.raises(exceptions.RayError, match="raylet"):
             wait.result()
     assert rig.worker.get([ready], 10) == ["here"], "what is here stays"
-    with pytest.raises(exceptions.RaySystemError, match="raylet"):
+    with pytest.raises(exceptions.NodeDiedError, match="raylet"):
         rig.worker.request("kv_get", gcs.KvGet(key=b"k"))
 
 

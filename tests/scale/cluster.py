@@ -1,11 +1,13 @@
 """A hollow cluster of some size, and what can be done to it: join, make, run, end, beat.
 
-Nodes beat only when `beat` says so: what is asked of the head is then all that it does.
+Nodes beat only when `beat` says so (`nodes_that_beat_when_asked`): what is asked of the head is then all that
+it does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 
 from miniray._proto import common_pb2 as common
@@ -45,12 +47,21 @@ class Size:
         return Size(*(max(1, int(number * fraction)) for number in astuple(self)))
 
 
+@contextmanager
+def nodes_that_beat_when_asked() -> Iterator[None]:
+    """What is begun within knows no other heartbeats than those of `HollowCluster.beat`."""
+    usual, node.HEARTBEAT_S = node.HEARTBEAT_S, NEVER_S
+    try:
+        yield
+    finally:
+        node.HEARTBEAT_S = usual
+
+
 class HollowCluster:
     """See the module head."""
 
     def __init__(self, size: Size, storage: Storage) -> None:
-        """With everything of `size` in it."""
-        node.HEARTBEAT_S = NEVER_S
+        """With everything of `size` in it; among `nodes_that_beat_when_asked`."""
         self.size = size
         self.clock = Clock()
         self.head = HollowHead(self.clock, storage)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from miniray.runtime.storage import NoStorage
 
-from .cluster import HollowCluster, Size
+from .cluster import HollowCluster, Size, nodes_that_beat_when_asked
 from .probes import PROBES, taken
 
 SMALL = Size(nodes=8, actors=20, tasks=10, groups=4, batches=2)
+
+
+@pytest.fixture(autouse=True)
+def beats_when_asked() -> Iterator[None]:
+    with nodes_that_beat_when_asked():
+        yield
 
 
 def test_a_small_hollow_cluster_goes_through_all_probes_and_is_as_before() -> None:

@@ -255,10 +255,12 @@ def test_ctrl_c_at_any_moment_leaves_a_session_that_works() -> None:
                     counts[0] += 1
             except KeyboardInterrupt:
                 counts[1] += 1
-        while thread.is_alive():
+        is_quiet = False
+        while not is_quiet:
             try:
                 thread.join()
                 time.sleep(0.1)         # the last one may have been put off
+                is_quiet = True
             except KeyboardInterrupt:
                 counts[1] += 1
         assert all(values == [1, 4, 3] for values in results)
