@@ -18,7 +18,6 @@ import functools
 import os
 import pickle
 import random
-import signal
 import sys
 import threading
 import time
@@ -42,6 +41,7 @@ from miniray.runtime import (
     cancellation,
     failing,
     frames,
+    interrupts,
     local_objects,
     notes,
     output,
@@ -120,7 +120,6 @@ class Executor(TaskHost):
         self.main = threading.main_thread().ident or 0
         self.stopping = False
         self._blocked = 0
-        self._victim: tuple[Any, int, TaskContext] | None = None    # the running call to be interrupted
         self._quiet: dict[Any, None] = {}  # peers with replies they have not been woken for
         self._untold = 0
         self._definitions: dict[bytes, Any] = {}
@@ -132,7 +131,7 @@ class Executor(TaskHost):
         """The setup hook of this worker's environment, until it has run."""
         self._broken: RuntimeEnvSetupError | None = None
         """The hook has failed: so does whatever comes here."""
-        signal.signal(signal.SIGINT, self._on_interrupt)
+        self._interrupts = interrupts.CallInterrupts(worker, lambda: self.running)
 
     # ---- context
 
@@ -140,6 +139,7 @@ class Executor(TaskHost):
         """True where waiting means that a task waits."""
         return CURRENT.get() is not None
 
+    @interrupts.critical
     def blocked(self) -> None:
         """A task of this worker waits: its CPU and its queue are for others."""
         with self.worker.lock:
@@ -149,6 +149,7 @@ class Executor(TaskHost):
             self._bounce()
         self.worker.raylet.send(wire.ToRaylet(blocked=wire.WorkerBlocked(blocked=True)))
 
+    @interrupts.critical
     def unblocked(self) -> None:
         """It goes on."""
         with self.worker.lock:
@@ -255,18 +256,12 @@ class Executor(TaskHost):
             context.cancelled = context.cancelled or time.monotonic()
             if recursive:
                 cancellation.children(self.worker, context.task_id, force)
-            if self._victim is None and self.actor_spec is None:
-                self._victim = running
-                signal.pthread_kill(self.main, signal.SIGINT)
+            if self.actor_spec is None:
+                self._interrupts.send(running)
 
     def consumed(self, peer: Any, call: int, count: int) -> None:
         """A caller has taken `count` items of a stream."""
         streams.consumed(peer, call, count)
-
-    def _on_interrupt(self, signum: int, frame: Any) -> None:
-        victim, self._victim = self._victim, None
-        if victim is not None and victim is self.running:   # else it has just ended: too late
-            raise KeyboardInterrupt
 
     # ---- the main loop
 
@@ -310,13 +305,13 @@ class Executor(TaskHost):
         held: list[ObjectEntry] = []
         actor_id = b"" if self.actor_spec is None else ids.actor_of_task(tid)
         context = TaskContext(tid, "", attempt, actor_id, self.assignment)
-        self.running = (peer, call, context)
         token = CURRENT.set(context)
         restored = values.begin_restoring()
         function: Function | None = None
         atom: bytes | None = None
         results: list[Result] = []
         try:
+            self.running = (peer, call, context)    # from here on it may be interrupted
             function = self.function(peer, number)
             set_process_title(function.title)
             context.name = function.name
@@ -382,8 +377,10 @@ class Executor(TaskHost):
             time.sleep(pause_s * random.uniform(0.5, 1.5))
             pause_s = min(2 * pause_s, 3.0)
 
+    @interrupts.critical
     def _send_back(self, peer: Any, call: int, held: list[ObjectEntry], restored: Any) -> None:
         """An argument has to be made again before this task can run: its owner will send it again."""
+        self.running = None     # too late to interrupt it
         values.end_restoring(restored)
         self._unpin(held)
         with self.worker.lock:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from miniray import config
 from miniray._proto.worker_pb2 import Register, Registered, ToRaylet, ToWorker
 from miniray.runtime import agent, versions
+from miniray.runtime.interrupts import critical
 
 MAX_MESSAGE = 512 << 20
 LATE_S = 5.0
@@ -73,6 +74,7 @@ class RayletClient:
                 LATE_S, config.get("head_reconnect_s"),
             )  # fmt: skip
 
+    @critical
     def send(self, message: ToRaylet, fd: int | None = None) -> None:
         """Send one message, with a descriptor if given. Never raises for a dead raylet."""
         body = message.SerializeToString()

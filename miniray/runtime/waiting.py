@@ -144,6 +144,11 @@ class Pump:
         self._attention = True
         self.mailbox.wake()
 
+    def sleeps_here(self) -> bool:
+        """The calling thread drains, and sleeps or spins in native code."""
+        holder = self._holder
+        return self.asleep and holder is not None and holder.ident == threading.get_ident()
+
     def again(self) -> None:
         """The drainer is to take another turn, even if nothing arrives. On the drainer."""
         self._attention = True
@@ -246,9 +251,9 @@ class Pump:
 
     def _drain(self, waiter: Waiter, deadline: float | None, spin_us: int) -> bool:
         mailbox, handle = self.mailbox, self._handle
-        self._holder = waiter
         waiter.ident = threading.get_ident()
         try:
+            self._holder = waiter
             self._due = 0.0
             while waiter.remaining > 0:
                 frames = mailbox.poll(POLL_LIMIT)

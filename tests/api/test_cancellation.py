@@ -67,6 +67,37 @@ def test_a_running_task_sees_a_keyboard_interrupt(bell, rung):
     assert get(ref) is True
 
 
+def test_a_task_that_goes_on_after_its_interrupt_has_lost_no_answer():
+    """The interrupt comes among the answers to its calls, and they all count."""
+
+    @ray.remote(num_cpus=0, max_concurrency=4)
+    class Echo:
+        def say(self, number):
+            time.sleep(0.0002)
+            return number
+
+    @ray.remote(num_cpus=0)
+    def stubborn(echo, begun):
+        refs = [echo.say.remote(number) for number in range(2000)]
+        try:
+            begun.ring.remote()
+            ray.get(refs)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+        return len(ray.wait(refs, num_returns=len(refs), timeout=20)[1])
+
+    echo = Echo.remote()
+    assert get(echo.say.remote(1)) == 1
+    for _ in range(3):
+        begun = Bell.remote()
+        ref = stubborn.remote(echo, begun)
+        while not get(begun.heard.remote()):
+            time.sleep(0.01)
+        ray.cancel(ref, recursive=False)
+        assert get(ref) == 0
+
+
 def test_the_error_is_of_the_task_and_of_the_cancellation(bell, rung):
     ref = sleeper.remote(bell)
     rung()

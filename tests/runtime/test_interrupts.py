@@ -1,4 +1,4 @@
-"""Ctrl-C in a driver: put off where it would leave something half-done, at once elsewhere."""
+"""Ctrl-C in a driver, `cancel` in a worker: put off where something would stay half-done, else at once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 import miniray as ray
 from miniray.runtime import worker as library
+from miniray.runtime.interrupts import CallInterrupts
 
 
 @pytest.fixture
@@ -89,3 +90,45 @@ def test_a_handler_of_the_user_stays() -> None:
         assert heard == [signal.SIGINT] * 2
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+class Calls:
+    """The calls of a worker's main thread, and their interrupts."""
+
+    def __init__(self, worker: library.CoreWorker) -> None:
+        self.running: object = None
+        self.interrupts = CallInterrupts(worker, lambda: self.running)
+
+
+@pytest.fixture
+def calls(core: library.CoreWorker) -> Iterator[Calls]:
+    before = signal.getsignal(signal.SIGINT)
+    yield Calls(core)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_call_is_interrupted_once_no_step_is_cut(core: library.CoreWorker, calls: Calls) -> None:
+    calls.running = call = object()
+    with pytest.raises(KeyboardInterrupt):      # noqa: PT012
+        with core.lock:
+            calls.interrupts.send(call)
+            calls.interrupts.send(call)
+            whole = True
+        for _ in range(1000):
+            time.sleep(0.01)
+    assert whole
+    time.sleep(0.05)    # one interrupt for both
+
+
+def test_an_interrupt_that_was_put_off_does_not_hit_the_next_call(
+    core: library.CoreWorker, calls: Calls
+) -> None:
+    calls.running = first = object()
+    with core.lock:
+        calls.interrupts.send(first)
+        calls.running = second = object()
+    time.sleep(0.05)
+    with pytest.raises(KeyboardInterrupt):      # noqa: PT012
+        calls.interrupts.send(second)
+        for _ in range(1000):
+            time.sleep(0.01)
