@@ -63,7 +63,7 @@ def make_room(worker: CoreWorker, oid: bytes, size: int) -> None:
 
 
 def read(worker: CoreWorker, entry: ObjectEntry, deadline: float | None) -> Any:
-    """The value of a STORED entry."""
+    """The value of an entry that is or was ready: one that is being made again is waited for."""
     while entry.state == STORED:
         buffer = worker.store.get(entry.id)
         if buffer is not None:
@@ -72,18 +72,21 @@ def read(worker: CoreWorker, entry: ObjectEntry, deadline: float | None) -> Any:
     if entry.state in (PENDING, UNKNOWN):
         awaiting.await_one(worker, entry, deadline)
         return read(worker, entry, deadline)
-    if entry.state == FAILED:
+    if entry.state != INLINE:
         raise worker.load_error(entry)
     return worker.load(entry, entry.value)
 
 
 def buffer_of(worker: CoreWorker, entry: ObjectEntry) -> Any:
-    """The packed bytes of a ready entry, pinned if they are in the store."""
+    """The packed bytes of an entry that is or was ready, pinned if they are in the store."""
     while entry.state == STORED:
         buffer = worker.store.get(entry.id)
         if buffer is not None:
             return buffer
         pull(worker, entry, None)
+    if entry.state in (PENDING, UNKNOWN):
+        awaiting.await_one(worker, entry, None)
+        return buffer_of(worker, entry)
     if entry.state != INLINE:
         raise worker.load_error(entry)
     return entry.value

@@ -29,7 +29,7 @@ from miniray._proto import common_pb2 as pb
 from miniray._proto import gcs_pb2 as gcs
 from miniray._proto import worker_pb2 as wire
 from miniray.core import ids
-from miniray.core.directory import FAILED, INLINE, STORED, Address, ObjectEntry
+from miniray.core.directory import FAILED, INLINE, PENDING, STORED, UNKNOWN, Address, ObjectEntry
 from miniray.core.owner import Owner
 from miniray.core.tasks import ActorTemplate, MethodTemplate, TaskRecord, TaskTemplate
 from miniray.exceptions import RaySystemError
@@ -385,7 +385,7 @@ class CoreWorker:
                 if state == INLINE:
                     plain = entry.rare is None and entry.owner is None  # no references inside
                     out.append(values.deserialize(entry.value) if plain else self.load(entry, entry.value))
-                elif state == STORED:
+                elif state in (STORED, PENDING, UNKNOWN):   # lost since it was ready: it is made again
                     out.append(local_objects.read(self, entry, deadline))
                 else:
                     raise self.load_error(entry)

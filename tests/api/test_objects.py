@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import queue
+import threading
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 import miniray as ray
 from miniray import _testing
+from miniray.api import connected_worker
 
 pytestmark = pytest.mark.usefixtures("ray_shared")
 
@@ -229,3 +231,42 @@ def test_a_callback_gets_the_value_or_the_exception():
     assert got.get(timeout=20) == 5
     fails.remote()._on_completed(got.put)
     assert isinstance(got.get(timeout=20), KeyError)
+
+
+def test_an_object_lost_while_others_are_awaited_is_waited_for_again(tmp_path, wait_until):
+    """`get` has seen it ready; its last copy goes before the others are there."""
+
+    @ray.remote(num_cpus=0)
+    def big(path):
+        if path.exists():   # a second time
+            while not (path / "open").exists():
+                time.sleep(0.01)
+        path.mkdir(exist_ok=True)
+        return b"x" * 5_000_000
+
+    @ray.remote(num_cpus=0)
+    def slow(path):
+        while not (path / "lost").exists():
+            time.sleep(0.01)
+        return 1
+
+    def lose():
+        worker = connected_worker()
+        time.sleep(0.1)     # the getter waits for the slow one
+        with worker.lock:
+            for node in list(first.entry.locations):
+                worker.copy_lost(first.entry.id, node)
+            worker.drain()
+        worker.pump.wake()
+        (path / "lost").touch()
+        wait_until(lambda: second.entry.ready, timeout_s=30)
+        time.sleep(0.1)     # the getter reads them now
+        (path / "open").touch()
+
+    path = tmp_path / "made"
+    first, second = big.remote(path), slow.remote(path)
+    ray.wait([first], timeout=30)
+    loser = threading.Thread(target=lose)
+    loser.start()
+    assert ray.get([first, second], timeout=30) == [b"x" * 5_000_000, 1]
+    loser.join()
