@@ -93,7 +93,7 @@ class Inbox:
     def _on_object_sealed(self, now: float, worker: Worker, message: worker_pb2.ObjectSealed) -> None:
         if len(message.object_id) == OBJECT_ID_SIZE:
             owner = (message.owner.node_id, message.owner.worker_id)
-            self.node.memory.object_sealed(message.object_id, message.size, owner)
+            self.node.memory.object_sealed(message.object_id, message.size, owner, now, worker.worker_id)
 
     def _on_free_objects(self, now: float, worker: Worker, message: worker_pb2.FreeObjects) -> None:
         here = not message.node_ids

@@ -57,6 +57,8 @@ HEADER_ALLOWANCE = 4096
 """Bytes beyond the payload that an allocation may need (alignment, block header)."""
 
 FREED_EARLY_KEPT = 1024
+SEALED_LATE_S = 2.0
+"""An object whose maker has died may have been made again by then, and its owner heard of that before us."""
 GONE_KEPT = 4096
 
 FREED = -1
@@ -77,6 +79,8 @@ class Held:
 
     size: int
     owner: Owner = NOBODY
+    maker: bytes = b""
+    """The worker that told us of it."""
 
     @property
     def address(self) -> common.Address:
@@ -117,8 +121,9 @@ class Memory:
     """Batch -> object id -> size, while the shell writes it."""
     restoring: dict[bytes, list[Done]] = field(default_factory=dict)
     client_name: Callable[[bytes], str] = lambda worker_id: worker_id.hex()[:8]
-    freed_early: dict[bytes, bool] = field(default_factory=dict)
-    """Freed before anybody told us of them: owner and maker speak on sockets of their own."""
+    freed_early: dict[bytes, float] = field(default_factory=dict)
+    """Freed before anybody told us of them, or of their second making, and until when that may still come:
+    owner and maker speak on sockets of their own."""
     gone: dict[Owner, None] = field(default_factory=dict)
     """Owners, or with worker id b"" whole nodes, that have ended: what is made for them is not kept."""
     ended_jobs: dict[bytes, dict[bytes, None]] = field(default_factory=dict)
@@ -138,12 +143,14 @@ class Memory:
 
     # ---- knowledge ----
 
-    def object_sealed(self, object_id: bytes, size: int, owner: Owner) -> None:
+    def object_sealed(
+        self, object_id: bytes, size: int, owner: Owner, now: float = 0.0, maker: bytes = b""
+    ) -> None:
         """A primary copy was made here, and this is its owner."""
-        if not self.freed_early.pop(object_id, True) or self._is_gone(owner):
+        if now < self.freed_early.pop(object_id, -math.inf) or self._is_gone(owner):
             self.out.append(DeleteObjects([object_id]))
         else:
-            self.held[object_id] = Held(size, owner)
+            self.held[object_id] = Held(size, owner, maker)
 
     def copy_arrived(self, object_id: bytes, size: int, owner: Owner) -> None:
         """A secondary copy was fetched from another node."""
@@ -167,10 +174,11 @@ class Memory:
         gone_from_disk = []
         for object_id in object_ids:
             self.adopted.pop(object_id, None)
-            if self.held.pop(object_id, None) is None:
-                self.freed_early[object_id] = False
-                if len(self.freed_early) > FREED_EARLY_KEPT:
-                    del self.freed_early[next(iter(self.freed_early))]
+            held = self.held.pop(object_id, None)
+            if held is None:
+                self._freed_early(object_id, math.inf)
+            elif held.maker and held.maker not in self.relay.clients:
+                self._freed_early(object_id, now + SEALED_LATE_S)
             if self.spilled.pop(object_id, None) is not None:
                 gone_from_disk.append(object_id)
             for batch in self.spilling.values():
@@ -182,6 +190,11 @@ class Memory:
         self.disk_full = ""
         if self.rooms:
             self.survey()
+
+    def _freed_early(self, object_id: bytes, until: float) -> None:
+        self.freed_early[object_id] = until
+        if len(self.freed_early) > FREED_EARLY_KEPT:
+            del self.freed_early[next(iter(self.freed_early))]
 
     def owner_gone(self, now: float, node_id: bytes, worker_id: bytes) -> None:
         """A worker, or with `worker_id` b"" a whole node, has ended: what it owned goes.

@@ -10,7 +10,7 @@ import pytest
 from miniray._proto import common_pb2 as common
 from miniray._proto import worker_pb2
 from miniray.core.contract import Stories
-from miniray.core.memory import DISK_RETRY_S, ROOM_WAIT_S, SPILL_BATCH_BYTES, Memory
+from miniray.core.memory import DISK_RETRY_S, ROOM_WAIT_S, SEALED_LATE_S, SPILL_BATCH_BYTES, Memory
 from miniray.core.node_effects import (
     DeleteObjects,
     DropSpilled,
@@ -312,6 +312,30 @@ def test_the_end_of_an_owner_frees_what_it_owned() -> None:
     store.memory.owner_gone(0.0, *OWNER)
     store.run()
     assert list(store.objects) == [other]
+
+
+def test_what_is_announced_after_its_end_goes() -> None:
+    """Its owner frees it by another socket than that by which its maker tells us."""
+    store = Store()
+    mine = store.put(1, 10)
+    store.memory.objects_freed(0.0, [mine])
+    store.put(1, 10)
+    store.memory.object_sealed(mine, 10 * MIB, OWNER, 60.0)
+    store.run()
+    assert not store.objects and not store.memory.held
+
+
+@pytest.mark.parametrize("later, is_kept", [(0.1, False), (SEALED_LATE_S + 1.0, True)])
+def test_so_does_what_was_made_a_second_time_after_its_first_maker_died(later: float, is_kept: bool) -> None:
+    store = Store()
+    store.clients[b"w" * 28] = None
+    mine = store.put(1, 10)
+    store.memory.object_sealed(mine, 10 * MIB, OWNER, 0.0, b"w" * 28)
+    del store.clients[b"w" * 28]
+    store.memory.objects_freed(1.0, [mine])
+    store.memory.object_sealed(mine, 10 * MIB, OWNER, 1.0 + later, b"x" * 28)
+    store.run()
+    assert bool(store.memory.held) == is_kept, "much later it is another's: made again from lineage"
 
 
 def spilled(store: Store, number: int, mib: int) -> bytes:
