@@ -7,6 +7,7 @@ sends on its own, so order holds per direction. All methods run under the worker
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -27,11 +28,16 @@ if TYPE_CHECKING:
     from miniray.runtime.connections import WorkerConnection
     from miniray.runtime.worker import CoreWorker
 
+logger = logging.getLogger("miniray")
+
+PUSH_SIZE = frames.PUSH_HEADER.size
+
 
 class Peer:
     """One other worker."""
 
-    __slots__ = ("address", "channel", "inbound", "remote", "numbers", "functions", "gone", "lease_id")
+    __slots__ = (
+        "address", "channel", "inbound", "remote", "numbers", "functions", "gone", "lease_id", "violated")
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -42,6 +48,7 @@ class Peer:
         self.functions: dict[int, Any] = {}  # what the peer's numbers mean here
         self.gone = False
         self.lease_id = 0  # the lease whose terms the peer knows
+        self.violated = False  # it has sent a frame that makes no sense
 
 
 class Peers:
@@ -228,20 +235,38 @@ class Peers:
         owner, executor = self._worker.owner, self._worker.executor
         now = time.monotonic()
         handlers = self._handlers
-        for peer, frame in batch:
-            if frame is None:
-                if peer.channel is not None:
-                    peer.channel.flush()
-                continue
-            kind = frame[0]
-            if kind == frames.REPLY_ONE:
-                remote = peer.remote
-                if remote is not None:
-                    owner.replied_inline(now, remote, *reply_in(frame))
-            elif kind == frames.PUSH and executor is not None:
-                executor.enqueue(peer, frame)
-            else:
-                handlers[kind](peer, frame, now)
+        arrived = iter(batch)
+        while True:
+            try:
+                for peer, frame in arrived:
+                    if frame is None:
+                        if peer.channel is not None:
+                            peer.channel.flush()
+                        continue
+                    kind = frame[0]
+                    if kind == frames.REPLY_ONE:
+                        remote = peer.remote
+                        if remote is not None:
+                            owner.replied_inline(now, remote, *reply_in(frame))
+                    elif kind == frames.PUSH and executor is not None and len(frame) >= PUSH_SIZE:
+                        executor.enqueue(peer, frame)
+                    else:
+                        handlers[kind](peer, frame, now)
+                return
+            except Exception as error:      # the rest of the batch counts all the same
+                self._violated(peer, error)
+
+    def _violated(self, peer: Peer, error: Exception) -> None:
+        """A frame of that peer makes no sense: if it runs our tasks it is ended, and they fail by name."""
+        if peer.violated:
+            return
+        peer.violated = True
+        node, worker = (part.hex()[:12] for part in peer.address)
+        name = f"worker {worker} on node {node}"
+        logger.error("%s sent a frame that cannot be handled; it is dropped", name, exc_info=error)
+        if peer.remote is not None and peer.address != self._worker.address:
+            reason = f"it sent a frame that its caller could not handle ({type(error).__name__}: {error})"
+            self._worker.actors.kill_worker(peer.address, reason)
 
     def carried(self, address: Address, batches: list[bytes]) -> None:
         """Batches of a circuit, relayed or over a connection."""
@@ -283,7 +308,7 @@ class Peers:
         worker.owner.replied(now, remote, call, spent, results, retained, again)
 
     def _pushed(self, peer: Peer, frame: bytes, now: float) -> None:
-        self._worker.executor.enqueue(peer, frame)
+        raise ValueError(f"a task of {len(frame)} bytes: no whole header, or this process runs no tasks")
 
     def _function(self, peer: Peer, frame: bytes, now: float) -> None:
         number = frames.FUNCTION_HEADER.unpack_from(frame)[3]

@@ -7,6 +7,7 @@ the test's to choose.
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -68,6 +69,36 @@ def test_a_task_asks_for_a_lease_introduces_its_function_and_gets_its_result(rig
     assert worker.next()[0] == frames.PUSH, "the function and the lease are known by now"
     worker.reply(call + 1, 2)
     assert rig.worker.get([again], 10) == [2]
+
+
+@pytest.mark.parametrize("frame", [
+    pytest.param(b"", id="empty"),
+    pytest.param(b"\x63", id="of no kind"),
+    pytest.param(bytes((frames.REPLY_ONE, 0)), id="a short reply"),
+    pytest.param(bytes((frames.PUSH, 0, 0)), id="a short task"),
+    pytest.param(bytes((frames.BORROW_ADD,)), id="a short loan"),
+])  # fmt: skip
+def test_a_frame_that_makes_no_sense_ends_who_sent_it_and_nothing_else(
+    rig: Rig, caplog: pytest.LogCaptureFixture, frame: bytes
+) -> None:
+    ref = rig.worker.submit_task(template(), (21,), {})
+    rig.grant(W1)
+    worker = rig.hand(W1)
+    worker.accept()
+    call, _ = worker.push()
+    worker.send(frame, rung=False)
+    worker.send(frame, rung=False)
+    worker.reply(call, 42)      # in the same batch
+    assert rig.worker.get([ref], 10) == [42]
+    kill = rig.raylet.heard("kill")
+    assert kill.worker == address(W1) and "a frame that its caller could not handle" in kill.reason
+    assert caplog.text.count("sent a frame that cannot be handled") == 1, "told once"
+    called = threading.Event()
+    later = rig.worker.submit_task(template(), (1,), {})
+    rig.worker.when_ready(later, called.set)
+    rig.grant(W1)
+    worker.reply(worker.push()[0], 2)
+    assert called.wait(10), "the helper drains as before"
 
 
 def test_a_get_that_times_out_says_what_is_missing_and_why(rig: Rig) -> None:
