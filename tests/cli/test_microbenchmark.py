@@ -39,6 +39,7 @@ def row(name: str, unit: str, value: float, calibration: float = 1.0) -> dict[st
     return {"name": name, "unit": unit, "value": value, "calibration": calibration}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_workload_runs() -> None:
     rows = {found["name"]: found for found in json.loads(run(*QUICK, "--json").stdout)}

@@ -65,6 +65,7 @@ def test_wrong_environments(session):
         f.options(runtime_env={"py_modules": "."})
 
 
+@pytest.mark.slow
 def test_failing_installers(session):
     """An environment that cannot be made is RuntimeEnvSetupError, and other tasks go on."""
     env = {"pip": {"packages": ["no-such-package-at-all"], "pip_install_options": ["--no-index"]}}

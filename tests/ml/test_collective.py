@@ -131,6 +131,7 @@ def test_two_groups_of_one_process_do_not_mix():
 # ---- what goes wrong
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_come_is_named():
     alone = Member.remote()
     with pytest.raises(TimeoutError, match="rank 0 cannot join .*: rank 1 of 2 did not come within 0.2 s"):

@@ -88,6 +88,7 @@ def test_the_command_trains_in_processes_of_their_own_that_end_equal(trained: tu
     assert "images/s" in said and "ml.gan.generate" in said
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_the_unbroken_one(
     trained: tuple[Path, str], tmp_path: Path, no_cluster_named: None
 ) -> None:

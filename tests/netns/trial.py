@@ -119,17 +119,21 @@ def run(network: Network, launch: Launch, arguments: argparse.Namespace) -> dict
          str(arguments.parts), str(arguments.broadcast_mb * 10**6)],
         cwd=directory, env=os.environ | environment, stdout=subprocess.PIPE, text=True)  # fmt: skip
     results: dict[str, Result] = {}
+    cuts: list[threading.Thread] = []
     assert process.stdout is not None
     for line in process.stdout:
         if not line.startswith("{"):
             continue
         said = json.loads(line)
         if said.get("begins") and "cable" in said["part"]:
-            threading.Thread(target=cut, args=(network.hosts[2], arguments)).start()
+            cuts.append(threading.Thread(target=cut, args=(network.hosts[2], arguments)))
+            cuts[-1].start()
         elif "seconds" in said:
             results[said["part"]] = said
             print(f"  {said['part']}: {said['seconds']:.2f} s{'' if said['right'] else ' WRONG'}", flush=True)
     process.wait()
+    for one in cuts:    # the sort may have been quicker
+        one.join()
     return results
 
 

@@ -50,6 +50,7 @@ def nodes_alive() -> int:
     return sum(node["Alive"] for node in miniray.nodes())
 
 
+@pytest.mark.slow
 def test_nodes_come_for_tasks_actors_and_groups_and_go_when_they_are_idle(cluster: Any) -> None:
     address = cluster.address
     provider = Moody(address, cluster._token)

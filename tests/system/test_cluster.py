@@ -328,6 +328,7 @@ class Mortal:
         return not row["Alive"]
 
 
+@pytest.mark.slow
 def test_a_killed_node_is_noticed_and_its_actors_die_with_the_cause(three: Three, ray: Any) -> None:
     @ray.remote
     class Actor:

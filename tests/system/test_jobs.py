@@ -111,6 +111,7 @@ def test_a_job_that_nobody_can_place_is_pending_and_can_be_stopped(client: JobSu
     assert ended(client, name).status == JobStatus.STOPPED
 
 
+@pytest.mark.slow
 def test_a_runtime_env_that_cannot_be_made_fails_the_job(client: JobSubmissionClient) -> None:
     name = client.submit_job(entrypoint="true", runtime_env={"pip": ["/no/such/package-1.0.whl"]})
     details = ended(client, name)

@@ -562,6 +562,7 @@ assert ray.get(ray.put(1)) == 1
         assert "100.0 MiB" in error and "80.0 MiB" in error, error
 
 
+@pytest.mark.slow
 def test_pinned_values_that_fill_the_store_are_named_in_the_error() -> None:
     """Views that live cannot be moved away."""
     with Script(FULL + """
