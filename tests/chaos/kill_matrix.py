@@ -43,6 +43,8 @@ PROMISED_S = 2.0
 GO_ON_WITHIN_S = 120.0
 START_S = 2.5
 """Kills come up to so many seconds after the start."""
+LAUNCHED_WITHIN_S = 1.0
+"""A launcher has either forked the raylet by then, or was killed before."""
 HEAD_KILLS = 4
 """Kills of the head in a row, in one cluster."""
 
@@ -115,10 +117,16 @@ class Trial:
             if not watch.wait_for(there, GO_ON_WITHIN_S):
                 return f"there was no {kind}"
             victims.append(self.rng.choice(found))
-        below = [pid for daemon in self.candidates("raylet") for pid in agent.descendants_of(daemon)]
+        daemons = self.candidates("raylet")
+        below = [pid for daemon in daemons for pid in agent.descendants_of(daemon)]
         self.below = {pid: start for pid in below if (start := watch.started_at(pid))}
+        launchers = [pid for pid in victims if pid in daemons and watch.parent_of(pid) == self.process.pid]
         for pid in victims:
             agent.signal_process(pid, signal.SIGKILL)
+        if launchers:   # it may have forked the raylet already, whose death was meant
+            time.sleep(LAUNCHED_WITHIN_S)
+            for pid in self.candidates("raylet"):
+                agent.signal_process(pid, signal.SIGKILL)
         return ""
 
     def goes_on(self) -> bool:
