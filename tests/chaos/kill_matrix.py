@@ -120,10 +120,11 @@ class Trial:
         daemons = self.candidates("raylet")
         below = [pid for daemon in daemons for pid in agent.descendants_of(daemon)]
         self.below = {pid: start for pid in below if (start := watch.started_at(pid))}
-        launchers = [pid for pid in victims if pid in daemons and watch.parent_of(pid) == self.process.pid]
+        raylets = [pid for pid, kind in zip(victims, kinds, strict=True) if kind == "raylet"]
+        are_launched = all(pid in daemons and watch.parent_of(pid) != self.process.pid for pid in raylets)
         for pid in victims:
             agent.signal_process(pid, signal.SIGKILL)
-        if launchers:   # it may have forked the raylet already, whose death was meant
+        if not are_launched:    # that was a launcher, which may have forked the raylet already
             time.sleep(LAUNCHED_WITHIN_S)
             for pid in self.candidates("raylet"):
                 agent.signal_process(pid, signal.SIGKILL)
